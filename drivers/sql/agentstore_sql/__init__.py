@@ -1,0 +1,8 @@
+"""SQL databases for agentstore."""
+
+from __future__ import annotations
+
+from ._sqlite import SQLiteDriver
+from ._tables import Tables
+
+__all__ = ["SQLiteDriver", "Tables"]

@@ -1,0 +1,200 @@
+"""SQLite: `sqlite:///file.db`, `sqlite:////absolute/file.db`, `sqlite://` in memory."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agentstore.driver import take_options, translated
+from agentstore.errors import ClosedError, ConfigurationError
+from agentstore.stores import API_VERSION
+from agentstore.types import Capabilities, Scope
+from agentstore.url import URL
+from sqlalchemy import Connection, make_url
+from sqlalchemy.dialects.sqlite import dialect
+
+from ._conversations import SQLConversations
+from ._group import GroupCommit
+from ._schema import is_current, migrate
+from ._sqlite_connection import SQLiteConnection
+from ._sqlite_errors import FAILURES, translate
+from ._state import SQLState
+from ._statements import Statements
+from ._tables import Tables
+
+T = TypeVar("T")
+
+_READERS = 4
+
+
+class SQLiteDriver:
+    """Conversations and state in a SQLite file, for any number of processes.
+
+    Options: `timeout`, the seconds to wait for another process's lock (10), and `synchronous`,
+    `full` (the default: what is committed survives a power cut) or `normal` (it may not).
+    """
+
+    api_version = API_VERSION
+
+    def __init__(self, url: URL, **options: Any) -> None:
+        known = take_options(url, options, known=("timeout", "synchronous"))
+        self._path = _path(url)
+        self._timeout = _seconds(known.get("timeout", 10))
+        self._synchronous = str(known.get("synchronous", "full")).lower()
+        if self._synchronous not in ("full", "normal"):
+            raise ConfigurationError(f"synchronous is {self._synchronous!r}: full or normal")
+        self.statements = Statements(Tables(), dialect())
+        self._group: GroupCommit | None = None
+        self._connections: list[SQLiteConnection] = []
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What SQLite can do."""
+        durability = "strong" if self._synchronous == "full" else "weak"
+        return Capabilities(
+            atomic_batch=True,
+            conflict_detection=True,
+            compare_and_set=True,
+            ttl=True,
+            order="commit",
+            listing="exact",
+            search=False,
+            shared=self._path is not None,
+            invalidation=False,
+            durability=durability if self._path else "none",
+            embedded=True,
+        )
+
+    def conversations(self, tenant: str) -> SQLConversations:
+        """Give the conversations of a tenant."""
+        return SQLConversations(self, tenant)
+
+    def state(self, tenant: str, scope: Scope) -> SQLState:
+        """Give the state of a scope."""
+        return SQLState(self, tenant, scope)
+
+    async def open(self) -> None:
+        """Open the file, make it where it is missing, and bring its schema up to date."""
+        if self._path is not None:
+            _create_private(self._path)
+        try:
+            writer = await self._connect()
+            await self._translated(writer.run(self._migrate))
+            # The first reader of a database in memory is its only connection, the writer.
+            for _ in range(_READERS if self._path else 0):
+                await self._connect()
+        except BaseException:
+            await self._disconnect()
+            raise
+        self._readers = itertools.cycle(self._connections[1:] or [writer])
+        self._group = GroupCommit(writer)
+
+    async def close(self) -> None:
+        """Carry out what was handed in, and close the file."""
+        if self._group is not None:
+            group, self._group = self._group, None
+            await group.close()
+        await self._disconnect()
+
+    async def ping(self) -> None:
+        """Read from the file."""
+        await self.read(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
+
+    async def read(self, job: Callable[[Connection], T]) -> T:
+        """Run a job that only reads."""
+        if self._group is None:
+            raise ClosedError("the store is closed", backend="sqlite")
+        return await self._translated(next(self._readers).run(lambda c: _snapshot(c, job)))
+
+    async def write(self, job: Callable[[Connection], T]) -> T:
+        """Run a job in a transaction, with others that wait at the same time."""
+        if self._group is None:
+            raise ClosedError("the store is closed", backend="sqlite")
+        return await self._translated(self._group.run(job))
+
+    async def _connect(self) -> SQLiteConnection:
+        database = ":memory:" if self._path is None else str(self._path)
+        connection = SQLiteConnection(database, setup=self._setup)
+        await self._translated(connection)
+        self._connections.append(connection)
+        return connection
+
+    async def _disconnect(self) -> None:
+        connections, self._connections = self._connections, []
+        for connection in connections:
+            await self._translated(connection.close())
+
+    def _setup(self, connection: sqlite3.Connection) -> None:
+        for pragma in (
+            f"busy_timeout = {round(self._timeout * 1000)}",
+            "journal_mode = WAL",
+            f"synchronous = {self._synchronous}",
+            "foreign_keys = ON",
+            # What is deleted or redacted is overwritten, not only unlinked.
+            "secure_delete = ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    def _migrate(self, connection: Connection) -> None:
+        if is_current(connection, self.statements.tables):
+            return
+        # The lock first, then a second look: of several processes one does it.
+        connection.exec_driver_sql("BEGIN EXCLUSIVE")
+        try:
+            if not is_current(connection, self.statements.tables):
+                migrate(connection, self.statements.tables)
+            connection.exec_driver_sql("COMMIT")
+        except BaseException:
+            connection.exec_driver_sql("ROLLBACK")
+            raise
+
+    async def _translated(self, work: Awaitable[T]) -> T:
+        return await translated(work, failures=FAILURES, translate=translate)
+
+
+def _snapshot(connection: Connection, job: Callable[[Connection], T]) -> T:
+    """Run a job within one read transaction: all its statements see the same moment."""
+    raw: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+    raw.execute("BEGIN")
+    try:
+        return job(connection)
+    finally:
+        raw.execute("COMMIT")
+
+
+def _path(url: URL) -> Path | None:
+    """Read the path as SQLAlchemy does: three slashes and a relative one, four and an absolute."""
+    database = make_url(url.secret).database
+    if database in (None, "", ":memory:"):
+        return None
+    if url.authority:
+        raise ConfigurationError(
+            f"{url} names a host: a path takes three slashes, as in sqlite:///agents.db"
+        )
+    return Path(database).absolute()
+
+
+def _create_private(path: Path) -> None:
+    """Make the file for its owner alone; SQLite gives its log the same mode."""
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"the directory {path.parent} of the database is missing")
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise ConfigurationError(
+            f"the database file {path} can't be opened for writing: {error.strerror}"
+        ) from None
+
+
+def _seconds(value: object) -> float:
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        raise ConfigurationError(f"timeout is {value!r}: give it in seconds") from None
+    if not 0 <= seconds <= 3600:  # noqa: PLR2004 - an hour, plainly
+        raise ConfigurationError(f"timeout is {value!r}: 0 to 3600 seconds")
+    return seconds
