@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 
+from .errors import OverloadedError
+
 __all__ = ["Turns"]
 
 
@@ -17,14 +19,18 @@ class Turns:
     An `asyncio.Lock` belongs to one loop; one database serves several.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 600.0) -> None:
+        self._patience = patience
         self._guard = threading.Lock()
         # A key is here while its lock is held; those who wait stand in the order they came.
         self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
 
     @asynccontextmanager
     async def take(self, key: Hashable) -> AsyncIterator[None]:
-        """Hold the lock of `key` within the block."""
+        """Hold the lock of `key` within the block.
+
+        `OverloadedError` where it doesn't come free for too long.
+        """
         await self._acquire(key)
         try:
             yield
@@ -40,17 +46,27 @@ class Turns:
             turn = asyncio.get_running_loop().create_future()
             queue.append(turn)
         try:
-            await turn
+            async with asyncio.timeout(self._patience):
+                await turn
+        except TimeoutError:
+            self._leave(key, turn)
+            raise OverloadedError(
+                f"another turn of this session has not ended for {self._patience:g} s: "
+                "is there a stream that was neither read to its end nor closed?"
+            ) from None
         except asyncio.CancelledError:
-            with self._guard:
-                queue = self._waiting.get(key)
-                waits = queue is not None and turn in queue
-                if waits and queue is not None:
-                    queue.remove(turn)
-            if not waits:
-                # The lock was handed over while the cancellation was on its way.
-                self._release(key)
+            self._leave(key, turn)
             raise
+
+    def _leave(self, key: Hashable, turn: asyncio.Future[None]) -> None:
+        with self._guard:
+            queue = self._waiting.get(key, ())
+            waits = turn in queue
+            if waits:
+                self._waiting[key].remove(turn)
+        if not waits:
+            # The lock was handed over while the cancellation was on its way.
+            self._release(key)
 
     def _release(self, key: Hashable) -> None:
         with self._guard:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from . import _validate as check
 from ._engine import Timeouts, engines, fitting
 from ._turns import Turns
 from .conversations import Conversations
-from .errors import StoreError
+from .errors import ConfigurationError, StoreError
 from .state import State, States
 from .stores import Driver
 from .types import Capabilities, EngineHealth, ErasureReceipt, Health, Limits, Scope, Versioned
@@ -38,14 +38,16 @@ class Database:
         tenant: str = "",
         limits: Limits | None = None,
         names: Sequence[str] = (),
+        blocking: bool = False,
     ) -> None:
         self._driver = driver
         self._state_driver = state_driver or driver
         self._tenant = check.tenant_name(tenant)
         self._wanted_limits = limits
-        self._limits = limits or Limits()
+        self._limits = fitting(limits, self._drivers())
         # How errors and `health` call the stores: by URLs without their secrets.
         self._names = tuple(names) or (type(driver).__name__,)
+        self._blocking = blocking
         self._turns = Turns()
 
     @property
@@ -77,9 +79,22 @@ class Database:
     @property
     def sync(self) -> SyncDatabase:
         """The same without `await`, for a database that was made by `db()`."""
-        from .sync import SyncDatabase  # noqa: PLC0415 - most never need it
+        self.require_blocking("sync")
+        from .sync import SyncDatabase
 
         return SyncDatabase(self)
+
+    def require_blocking(self, use: str) -> None:
+        """Raise `ConfigurationError` where `use` needs `db()` and this is of `connect()`."""
+        if not self._blocking:
+            raise ConfigurationError(
+                f"{use} blocks, and this database belongs to an event loop: "
+                "make it with db(), or use the async methods"
+            )
+
+    def turn(self, session_id: str) -> AbstractAsyncContextManager[None]:
+        """Hold the turn of a session: in this process they come one after the other."""
+        return self._turns.take((self._tenant, session_id))
 
     def for_tenant(self, tenant: str) -> Database:
         """Give a view on another tenant's data, over the same connections."""
@@ -156,7 +171,7 @@ class Database:
 
     async def export_user(self, user_id: str) -> AsyncIterator[dict[str, Any]]:
         """Give everything of a user, as JSON: a record for each session, then the user's state."""
-        from .transfer import export_sessions  # noqa: PLC0415 - most never need it
+        from .transfer import export_sessions
 
         async for record in export_sessions(self, user_id=user_id, state=True):
             yield record

@@ -7,10 +7,11 @@ Results may come in any order, and other messages between them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from .types import Message
 
-__all__ = ["calls", "answer", "answers", "clean_starts"]
+__all__ = ["answer", "answers", "calls", "clean_starts", "sendable"]
 
 
 def calls(message: Message) -> Iterator[str]:
@@ -68,3 +69,34 @@ def clean_starts(messages: Sequence[Message], *, orphans: bool) -> Iterator[int]
                 return
         if place <= needed:
             yield place
+
+
+def sendable(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Put messages into the order that model endpoints insist on, in OpenAI's chat format.
+
+    Each result comes behind the message that called for it; what is missing is supplied, and what
+    answers nothing is left out. The store keeps what it has: this is only what is sent.
+    """
+    results: dict[int, dict[str, Message]] = {}
+    for place, call in answers(messages).items():
+        if call is not None:
+            # Of two results of one call the later one counts.
+            results.setdefault(call, {})[answer(messages[place]) or ""] = messages[place]
+    ordered: list[dict[str, Any]] = []
+    for place, message in enumerate(messages):
+        if answer(message) is not None:
+            continue
+        ordered.append(message.to_openai())
+        given = results.get(place, {})
+        for call_id in dict.fromkeys(calls(message)):
+            ordered.append(
+                given[call_id].to_openai() if call_id in given else _supplied(call_id)
+            )
+    return ordered
+
+
+def _supplied(call_id: str) -> dict[str, Any]:
+    missing = "No result: the call was broken off."
+    if call_id.startswith("\0"):
+        return {"role": "function", "name": call_id[1:], "content": missing}
+    return {"role": "tool", "tool_call_id": call_id, "content": missing}

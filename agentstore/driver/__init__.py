@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ._clock import TOMBSTONE_AGE, TOUCH_INTERVAL, from_micros, now, to_micros
 from ._cursor import decode_cursor, encode_cursor
 from ._edge import translated
@@ -24,13 +26,18 @@ from ._plan import Known, Plan, plan_append
 from ._rows import Row, dump, load
 from ._window import read_messages
 
+if TYPE_CHECKING:
+    from ._ordered import OrderedDriver, Transaction
+
 __all__ = [
     "TOMBSTONE_AGE",
     "TOUCH_INTERVAL",
     "Known",
     "Ledger",
+    "OrderedDriver",
     "Plan",
     "Row",
+    "Transaction",
     "decode_cursor",
     "dump",
     "encode_cursor",
@@ -45,3 +52,12 @@ __all__ = [
     "to_micros",
     "translated",
 ]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever it is that is exported
+    # Every program loads this package, and few have a driver that is built on these.
+    if name not in ("OrderedDriver", "Transaction"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import _ordered
+
+    return getattr(_ordered, name)

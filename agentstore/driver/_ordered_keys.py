@@ -8,7 +8,7 @@ Numbers in keys are 16 hexadecimal digits, so that they sort as they count; valu
     space      hash of                   then           value
     s session  tenant, session                          Record
     m message  tenant, session           seq            Row
-    i id       tenant, session           hash of id     seq
+    i id       tenant, session           hash of id     Known
     v value    tenant, kind, owner, key                 Value
     c counter  tenant                                   the version drawn last
 
@@ -201,19 +201,16 @@ def due(tx: Batch, index: bytes, *, age: int = 0) -> Iterator[bytes]:
 
 def page(
     listed: Iterator[str], find: Callable[[str], T | None], limit: int
-) -> tuple[list[T], str | None]:
-    """Take what is found by the first names; the last of these, too, where there are more."""
+) -> tuple[list[T], bool]:
+    """Take what is found by the first names, and tell whether there is more."""
     found: list[T] = []
-    last = None
     for name in listed:
         item = find(name)
-        if item is None:
-            continue
-        if len(found) == limit:
-            return found, last
-        found.append(item)
-        last = name
-    return found, None
+        if item is not None and len(found) == limit:
+            return found, True
+        if item is not None:
+            found.append(item)
+    return found, False
 
 
 def is_past(moment: int | None) -> bool:

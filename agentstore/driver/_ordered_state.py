@@ -100,7 +100,7 @@ class OrderedState:
     async def get(self, key: str) -> Versioned | None:
         """Read one value."""
         value = await self._driver._look(lambda tx: self._slot(tx, key).live())
-        return value and value.shown()
+        return None if value is None else value.shown()
 
     async def put(
         self,
@@ -151,7 +151,7 @@ class OrderedState:
         """List values by key."""
         after = "" if cursor is None else decode_cursor(cursor, str)[0]
         index = KEYS + key_hash(self._tenant, self._scope.kind, self._scope.owner)
-        found, last = await self._driver._look(
+        found, more = await self._driver._look(
             lambda tx: page(
                 names(tx, index, prefix=prefix or "", after=after),
                 lambda key: self._slot(tx, key).live(),
@@ -160,7 +160,7 @@ class OrderedState:
         )
         return Page(
             [value.shown() for value in found],
-            cursor=None if last is None else encode_cursor(last),
+            cursor=encode_cursor(found[-1].key) if more else None,
         )
 
 
