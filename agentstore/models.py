@@ -15,6 +15,7 @@ import re
 from asyncio import AbstractEventLoop
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
@@ -235,21 +236,24 @@ class OpenAIModel:
         if loop not in self._clients:
             for ended in [other for other in list(self._clients) if other.is_closed()]:
                 self._clients.pop(ended, None)  # another thread's loop may be at it too
-            lifetime = self._lifetime()
+            lifetime = _lifetime(self._openai)
             self._clients[loop] = (await anext(lifetime), lifetime)
         return self._clients[loop][0]
 
-    async def _lifetime(self) -> AsyncGenerator[AsyncOpenAI, None]:
-        """Hold a client open until the loop ends.
 
-        Nothing tells a library that a loop ends, but `asyncio.run` and its like close the async
-        generators that they find suspended, while the loop still runs.
-        """
-        key = os.environ.get("OPENAI_API_KEY")
-        if not key and os.environ.get("OPENAI_BASE_URL"):
-            key = "unused"  # a server at home wants none, but the package insists on one
-        async with self._openai.AsyncOpenAI(api_key=key) as client:
-            yield client
+async def _lifetime(openai: ModuleType) -> AsyncGenerator[AsyncOpenAI, None]:
+    """Hold a client open until the loop ends, or until nobody holds this generator.
+
+    Nothing tells a library that a loop ends, but `asyncio.run` and its like close the async
+    generators that they find suspended, while the loop still runs.
+    It must not refer to the model: in a reference cycle its sockets would be collected before it
+    could close them.
+    """
+    key = os.environ.get("OPENAI_API_KEY")
+    if not key and os.environ.get("OPENAI_BASE_URL"):
+        key = "unused"  # a server at home wants none, but the package insists on one
+    async with openai.AsyncOpenAI(api_key=key) as client:
+        yield client
 
 
 def _sendable(message: dict[str, Any]) -> dict[str, Any]:
