@@ -17,6 +17,9 @@ from .wrappers import Deadline
 __all__ = ["Engine", "Timeouts", "engines", "fitting"]
 
 
+_LONGEST = 24 * 3600
+
+
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     """How long to wait, in seconds: to connect, for one attempt, for a whole operation."""
 
@@ -27,7 +30,11 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not 0 < value <= _LONGEST
+            ):
                 raise ConfigurationError(f"{name}_timeout is {value!r}: give seconds above 0")
 
 

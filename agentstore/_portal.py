@@ -145,8 +145,8 @@ class Portal:
     def settle(self) -> None:
         """Wait for the threads that use the portal, then run the closers.
 
-        The interpreter would wait for these threads later, with everything closed under them.
-        An executor's threads can't be waited for: it ends them later still.
+        The interpreter waits for them as well, but later, when all would be closed under them.
+        An executor's threads are left out: they end only when it tells them to, later still.
         """
         workers = concurrent.futures.thread._threads_queues
         for thread in threading.enumerate():
@@ -289,7 +289,6 @@ async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
 
 _lock = threading.Lock()
 _portal: Portal | None = None
-_inherited: list[Portal] = []
 
 
 def portal() -> Portal:
@@ -304,11 +303,10 @@ def portal() -> Portal:
 
 def _begin_anew() -> None:
     global _lock, _portal  # noqa: PLW0603
-    _lock = threading.Lock()  # another thread of the parent may have held the old one
-    if _portal is not None:
-        # Destroyed, its connections would say goodbye on sockets that are still the parent's.
-        _inherited.append(_portal)
-        _portal = None
+    # Another thread of the parent may have held the old lock. The old portal is left as it is:
+    # closing anything would talk on sockets that are still the parent's.
+    _lock = threading.Lock()
+    _portal = None
 
 
 def _before_threads_are_joined() -> None:

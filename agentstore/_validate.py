@@ -56,6 +56,13 @@ def prefix(value: object) -> str | None:
     return None if value is None else _text(value, "prefix", ID_BYTES)
 
 
+def cursor(value: object) -> str | None:
+    """Check what a listing gave to go on with; only the store can read it."""
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise DataError("cursor is not one that this listing gave: start again without it")
+
+
 def _text(value: object, name: str, limit: int) -> str:
     if not isinstance(value, str):
         raise DataError(f"{name} is {type(value).__name__}, and has to be text")
@@ -102,12 +109,12 @@ def json_value(value: object, name: str, *, limit: int, depth: int) -> None:
     _check_size(_encoded(value, name), name, limit)
 
 
-def metadata(value: object, limits: Limits) -> None:
+def metadata(value: object, limits: Limits, name: str = "metadata") -> None:
     """Check the metadata of a session or of a message."""
     if not isinstance(value, dict):
-        raise DataError(f"metadata is {type(value).__name__}, and has to be a dict")
+        raise DataError(f"{name} is {type(value).__name__}, and has to be a dict")
     if value:
-        json_value(value, "metadata", limit=limits.metadata, depth=limits.depth)
+        json_value(value, name, limit=limits.metadata, depth=limits.depth)
 
 
 def messages(given: Sequence[Message | Mapping[str, Any]], limits: Limits) -> list[Message]:
@@ -136,9 +143,8 @@ def _message(given: object, name: str, limits: Limits) -> Message:
         if not isinstance(message.tool_calls, list):
             raise DataError(f"{name}.tool_calls has to be a list")
         _check_json(message.tool_calls, f"{name}.tool_calls", limits.depth)
-    metadata(message.metadata, limits)
-    if message.extra:
-        _check_extra(message.extra, f"{name}.extra", limits)
+    metadata(message.metadata, limits, f"{name}.metadata")
+    _check_extra(message.extra, f"{name}.extra", limits)
     if message.tokens is not None:
         count(message.tokens, f"{name}.tokens", least=0)
     _check_size(_encoded_body(message, name), name, limits.message)
@@ -164,9 +170,7 @@ def content(value: object, name: str, limits: Limits) -> None:
     _check_json(value, name, limits.depth)
 
 
-def replacement(
-    value: object, meta: dict[str, Any] | UnsetType, limits: Limits
-) -> None:
+def replacement(value: object, meta: dict[str, Any] | UnsetType, limits: Limits) -> None:
     """Check what is to stand in the place of a message's content."""
     content(value, "content", limits)
     _check_size(_encoded(value, "content"), "content", limits.message)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -102,9 +102,7 @@ class Agent:
         self._db.require_blocking("chat()")
         return portal().run(self.achat, text, message_id=message_id)
 
-    def astream(
-        self, text: str | list[Any], *, message_id: str | None = None
-    ) -> AsyncReplyStream:
+    def astream(self, text: str | list[Any], *, message_id: str | None = None) -> AsyncReplyStream:
         """Say something, and take the answer piece by piece.
 
         What came by the time the stream is closed, cancelled or broken is stored, with
@@ -121,7 +119,9 @@ class Agent:
         self, text: str | list[Any], message_id: str | None, *, stream: bool
     ) -> AsyncGenerator[str | Reply, None]:
         """Yield pieces of the answer, if `stream`, and at the end the `Reply`."""
-        question = Message(role="user", content=text, id=uuid7() if message_id is None else message_id)
+        question = Message(
+            role="user", content=text, id=uuid7() if message_id is None else message_id
+        )
         turn = _Turn(self._db, self.session_id, self.user_id, self.name, question)
         async with self._db.turn(self.session_id):
             fresh = await turn.store(question)
@@ -186,7 +186,12 @@ class _Turn:
     """What one turn stores, and what its reply has to say of that."""
 
     def __init__(
-        self, database: Database, session_id: str, user_id: str | None, agent: str, question: Message
+        self,
+        database: Database,
+        session_id: str,
+        user_id: str | None,
+        agent: str,
+        question: Message,
     ) -> None:
         self._conversations = database.conversations
         self._session_id = session_id
@@ -217,9 +222,7 @@ class _Turn:
         if usage is not None:
             self._usage = usage + (self._usage or Usage())
         await self.store(
-            Message.from_openai(
-                completion.message, tokens=usage.output_tokens if usage else None
-            )
+            Message.from_openai(completion.message, tokens=usage.output_tokens if usage else None)
         )
 
     async def store_part(self, said: str) -> None:
@@ -235,9 +238,7 @@ class _Turn:
 
     async def history(self, **window: int | None) -> History:
         """Read what the model is to see."""
-        history = await self._conversations.read(
-            self._session_id, user_id=self._user_id, **window
-        )
+        history = await self._conversations.read(self._session_id, user_id=self._user_id, **window)
         self._stale = history.stale
         return history
 
@@ -311,7 +312,7 @@ class AsyncReplyStream:
         """Break the answer off; what came of it is stored."""
         await self._turn.aclose()
 
-    async def __aenter__(self) -> AsyncReplyStream:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -349,7 +350,7 @@ class ReplyStream:
         """Break the answer off; what came of it is stored."""
         self._turn.close()
 
-    def __enter__(self) -> ReplyStream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -136,7 +136,7 @@ class Conversations:
                 user_id=check.optional_identifier(user_id, "user_id"),
                 prefix=check.prefix(prefix),
                 limit=check.count(limit, "limit", most=self._limits.page),
-                cursor=cursor,
+                cursor=check.cursor(cursor),
             ),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -169,7 +169,7 @@ class Database:
             erased_at=datetime.now(UTC),
         )
 
-    async def export_user(self, user_id: str) -> AsyncIterator[dict[str, Any]]:
+    async def export_user(self, user_id: str) -> AsyncGenerator[dict[str, Any], None]:
         """Give everything of a user, as JSON: a record for each session, then the user's state."""
         from .transfer import export_sessions
 
@@ -204,7 +204,7 @@ async def connect(
     connect_timeout: float = 5.0,
     attempt_timeout: float = 5.0,
     operation_timeout: float = 15.0,
-    **options: Any,  # noqa: ANN401 - each driver has its own
+    **options: Any,
 ) -> AsyncIterator[Database]:
     """Open a database on the running event loop, and close it at the end of the block.
 

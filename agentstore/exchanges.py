@@ -88,10 +88,10 @@ def sendable(messages: Sequence[Message]) -> list[dict[str, Any]]:
             continue
         ordered.append(message.to_openai())
         given = results.get(place, {})
-        for call_id in dict.fromkeys(calls(message)):
-            ordered.append(
-                given[call_id].to_openai() if call_id in given else _supplied(call_id)
-            )
+        ordered += [
+            given[call_id].to_openai() if call_id in given else _supplied(call_id)
+            for call_id in dict.fromkeys(calls(message))
+        ]
     return ordered
 
 

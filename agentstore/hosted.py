@@ -28,7 +28,7 @@ def db(
     connect_timeout: float = 5.0,
     attempt_timeout: float = 5.0,
     operation_timeout: float = 15.0,
-    **options: Any,  # noqa: ANN401 - each driver has its own
+    **options: Any,
 ) -> Database:
     """Make a database for synchronous and asynchronous code alike, as `connect` is for one loop.
 
@@ -95,7 +95,7 @@ class Hosted(Wrapper):
             self._home, self._opening = portal(), None
         if self._opening is None:
             self._opening = asyncio.create_task(self._inner.open())
-            portal().on_exit(self._close)
+            portal().on_exit(self._shut)
         opening = self._opening
         try:
             # Shielded: several calls wait for one opening, and one may be cancelled.
@@ -104,13 +104,17 @@ class Hosted(Wrapper):
             if opening.done() and self._opening is opening:
                 # It failed: the next call tries again.
                 self._opening = None
-                portal().forget(self._close)
+                portal().forget(self._shut)
             raise
 
     async def _close(self) -> None:
         self._closed = True
+        await self._shut()
+
+    async def _shut(self) -> None:
+        """Close what is open; at exit, a late thread may open it once more."""
         opening, self._opening = self._opening, None
-        portal().forget(self._close)
+        portal().forget(self._shut)
         if opening is not None and self._home is portal():
             await asyncio.wait((opening,))
             await self._inner.close()

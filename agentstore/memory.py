@@ -15,7 +15,6 @@ from .driver import (
     TOMBSTONE_AGE,
     TOUCH_INTERVAL,
     Ledger,
-    Row,
     decode_cursor,
     dump,
     encode_cursor,
@@ -305,7 +304,7 @@ class MemoryConversations:
     async def get(self, session_id: str, *, user_id: str | None = None) -> Session | None:
         """Tell what is known of a session."""
         kept = self._tenant.find(session_id, user_id)
-        return kept and kept.shown(self._name)
+        return None if kept is None else kept.shown(self._name)
 
     async def update(
         self,
@@ -457,7 +456,9 @@ class MemoryState:
     async def get(self, key: str) -> Versioned | None:
         """Read one value."""
         stored = self._find(key)
-        return stored and Versioned(key=key, value=load(stored.value), version=stored.version)
+        if stored is None:
+            return None
+        return Versioned(key=key, value=load(stored.value), version=stored.version)
 
     async def put(
         self,

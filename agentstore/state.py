@@ -47,9 +47,7 @@ class State:
 
     async def get(self, key: str) -> Versioned | None:
         """Read one value."""
-        return await self._call(
-            "state.get", lambda: self._store.get(check.identifier(key, "key"))
-        )
+        return await self._call("state.get", lambda: self._store.get(check.identifier(key, "key")))
 
     async def put(
         self,
@@ -90,7 +88,7 @@ class State:
             lambda: self._store.items(
                 prefix=check.prefix(prefix),
                 limit=check.count(limit, "limit", most=self._limits.page),
-                cursor=cursor,
+                cursor=check.cursor(cursor),
             ),
         )
 

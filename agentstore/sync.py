@@ -6,7 +6,7 @@ They block the calling thread, whether or not an event loop runs in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._portal import portal
@@ -72,7 +72,7 @@ class SyncDatabase:
         """Delete everything of a user."""
         return portal().run(self._database.erase_user, user_id)
 
-    def export_user(self, user_id: str) -> Iterator[dict[str, Any]]:
+    def export_user(self, user_id: str) -> Generator[dict[str, Any], None, None]:
         """Give everything of a user, as JSON."""
         return portal().iterate(self._database.export_user, user_id)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -232,9 +232,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     page: int = 1_000
 
 
-MOST = Limits(
-    message=2**30, state=2**30, metadata=2**30, depth=400, batch=100_000, page=100_000
-)
+MOST = Limits(message=2**30, state=2**30, metadata=2**30, depth=400, batch=100_000, page=100_000)
 """What no engine has to exceed; a depth of more would exhaust the stack of Python."""
 
 
@@ -312,7 +310,7 @@ class Reply(str):
         durability: Durability = Durability.COMMITTED,
         stale: bool = False,
         usage: Usage | None = None,
-    ) -> Reply:
+    ) -> Self:
         """Make a reply of its text and of what became of the turn."""
         reply = super().__new__(cls, text)
         reply.durability = durability

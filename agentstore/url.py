@@ -11,7 +11,10 @@ from .errors import ConfigurationError
 __all__ = ["URL"]
 
 _SHAPE = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*):(?P<slashes>//)?(?P<rest>.*)", re.DOTALL)
-_SECRET = re.compile(r"pass|pwd|secret|token|key|credential|auth(?!source|mechanism$)", re.I)
+_SECRET = re.compile(
+    r"pass|pwd|secret|token|key|credential|auth(?!source|mechanism$)", re.IGNORECASE
+)
+_PAIR = re.compile(r"([?&])([^=&]*)=([^&]*)")
 _MASK = "***"
 
 
@@ -57,12 +60,12 @@ class URL:
         return unquote(self.path)
 
     def __str__(self) -> str:
-        # A password may hold an unescaped "@": everything before the last one is userinfo.
-        userinfo, at, hosts = self.authority.rpartition("@")
+        scheme, _, rest = self.secret.partition("://")
+        # From the first colon to the last "@": people don't escape what is in their passwords.
+        userinfo, at, hosts = rest.rpartition("@")
         user, colon, _ = userinfo.partition(":")
-        hidden = f"{user}{colon}{_MASK if colon else ''}{at}{hosts}"
-        query = "&".join(_masked(pair) for pair in self.query.split("&")) if self.query else ""
-        return f"{self.scheme}://{hidden}{self.path}{'?' if query else ''}{query}"
+        shown = f"{user}{colon and ':' + _MASK}{at}{hosts}"
+        return f"{scheme}://{_PAIR.sub(_masked, shown)}"
 
     def __repr__(self) -> str:
         return f"URL({str(self)!r})"
@@ -71,6 +74,6 @@ class URL:
         raise TypeError("a URL holds a password and is not pickled; pickle where it comes from")
 
 
-def _masked(pair: str) -> str:
-    key, equals, _ = pair.partition("=")
-    return f"{key}{equals}{_MASK}" if _SECRET.search(unquote(key)) else pair
+def _masked(pair: re.Match[str]) -> str:
+    separator, key, value = pair.groups()
+    return f"{separator}{key}={_MASK if _SECRET.search(unquote(key)) else value}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+
 from agentstore import Agent, ConfigurationError, Database, Tokens, connect
 from agentstore.errors import ConflictError, DataError, OverloadedError
 from agentstore.models import Completion
@@ -357,10 +358,14 @@ async def test_results_in_disorder_are_sent_in_order(database: Database) -> None
         [
             {"role": "tool", "tool_call_id": "nobody", "content": "an orphan"},
             {"role": "user", "content": "go"},
-            {"role": "assistant", "content": None, "tool_calls": [call("f", {}, "a"), call("f", {}, "b")]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [call("f", {}, "a"), call("f", {}, "b")],
+            },
             {"role": "user", "content": "meanwhile"},
             {"role": "tool", "tool_call_id": "b", "content": "B"},
-            {"role": "assistant", "content": None, "tool_calls": [call("f", {}, "a")]},
+            {"role": "assistant", "tool_calls": [call("f", {}, "a")]},
             {"role": "tool", "tool_call_id": "a", "content": "second A"},
         ],
     )

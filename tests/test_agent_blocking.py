@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from agentstore import Agent, Database, Message, db
 from openai_server import complaint
 
@@ -79,7 +80,8 @@ def crash() -> str:
     os._exit(7)
 def llm(messages, tools):
     function = {{"name": "crash", "arguments": "{{}}"}}
-    return {{"content": None, "tool_calls": [{{"id": "a", "type": "function", "function": function}}]}}
+    call = {{"id": "a", "type": "function", "function": function}}
+    return {{"content": None, "tool_calls": [call]}}
 Agent(llm=llm, tools=[crash], db=db("sqlite:///{tmp_path}/shared.db"), session_id="s").chat("go")
 """
     ended = subprocess.run([sys.executable, "-c", script], check=False, timeout=30)

@@ -13,11 +13,11 @@ from typing import Any
 
 import openai
 import pytest
-from openai_server import JSON, Fault, OpenAIServer, complaint, openai_server
 
 from agentstore.errors import ConfigurationError, MissingDependencyError
 from agentstore.models import DEFAULT_MODEL, Completion, ModelLike, resolve
 from agentstore.types import Reply, Usage
+from openai_server import JSON, Fault, OpenAIServer, complaint, openai_server
 
 pytestmark = pytest.mark.asyncio
 server = openai_server  # the fixture, by a short name

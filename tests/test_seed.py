@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from agentstore import Agent, Reply, db
-from openai_server import OpenAIServer, openai_server
+from openai_server import OpenAIServer
 
 SIMPLE = """
 from agentstore import Agent, db
@@ -32,7 +33,7 @@ PRODUCTION = """
 from agentstore import Agent, db
 
 agent = Agent(
-    name="Assistant", 
+    name="Assistant",
     instructions="You are a helpful assistant.",
     db=db(database_url="postgresql://user:pass@localhost/mydb"),
     session_id="production-session"
@@ -62,7 +63,7 @@ agent = Agent(name="Assistant", db=db_instance, session_id="user-123")
 agent.chat("My name is Alice")
 
 # Later session - automatically resumes
-agent2 = Agent(name="Assistant", db=db_instance, session_id="user-123") 
+agent2 = Agent(name="Assistant", db=db_instance, session_id="user-123")
 agent2.chat("What's my name?")  # Knows it's Alice
 """
 
@@ -83,7 +84,9 @@ agent = Agent(
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openai_server: OpenAIServer) -> None:
+def _elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openai_server: OpenAIServer
+) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -179,7 +182,7 @@ def test_resume_in_another_process() -> None:
 
 
 def test_configuration_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fifth block takes its URLs from the environment; without a second one, one serves both."""
+    """The fifth block takes its URLs from the environment; one alone serves both."""
     monkeypatch.setenv("DATABASE_URL", "sqlite:///app.db")
     monkeypatch.delenv("REDIS_URL", raising=False)
     agent = run(CONFIGURATION, user_id=7)["agent"]

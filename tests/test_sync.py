@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from agentstore import ConfigurationError, connect, db
 from agentstore.conversations import Conversations
 from agentstore.database import Database
@@ -33,7 +34,9 @@ def public(cls: type) -> dict[str, object]:
 def shape(function: object) -> str:
     """Write a signature down as it reads without await."""
     text = str(inspect.signature(function))  # type: ignore[arg-type]
-    return re.sub(r"AsyncIterator|Sync(?=[A-Z])", lambda m: "Iterator" * (m[0][0] == "A"), text)
+    return re.sub(r"Sync(?=[A-Z])", "", text).replace(
+        "AsyncGenerator[dict[str, Any], None]", "Generator[dict[str, Any], None, None]"
+    )
 
 
 @pytest.mark.parametrize(("twin", "face"), PAIRS, ids=lambda cls: cls.__name__)

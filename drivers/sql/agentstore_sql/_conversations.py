@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sqlalchemy import Connection
+
 from agentstore.driver import (
     TOMBSTONE_AGE,
     Known,
@@ -19,7 +21,6 @@ from agentstore.driver import (
 )
 from agentstore.errors import ConflictError, UnsupportedError
 from agentstore.types import UNSET, AppendResult, History, Hit, Message, Page, Session, UnsetType
-from sqlalchemy import Connection
 
 from ._engine import Engine
 from ._sessions import SessionRow, Sessions

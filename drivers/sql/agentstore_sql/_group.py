@@ -6,10 +6,12 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
-from agentstore.errors import ClosedError, StoreError
 from sqlalchemy import Connection
+
+from agentstore.errors import ClosedError
 
 from ._sqlite_connection import SQLiteConnection
 
@@ -21,17 +23,24 @@ Job = Callable[[Connection], Any]
 
 
 @dataclass(slots=True)
-class _Waiting:
-    job: Job
-    answer: asyncio.Future[Any]
-
-
-@dataclass(slots=True)
 class _Done:
     """What came of a job: its result, or its error."""
 
     result: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
+
+    def given(self) -> Any:  # noqa: ANN401 - the job's own
+        """Return the result, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+@dataclass(slots=True)
+class _Waiting:
+    job: Job
+    # Resolved with a result always: an error set here could be one that futures refuse.
+    answer: asyncio.Future[_Done]
 
 
 class GroupCommit:
@@ -44,9 +53,9 @@ class GroupCommit:
     def __init__(self, connection: SQLiteConnection) -> None:
         self._connection = connection
         self._queue: list[_Waiting] = []
-        self._wake = asyncio.Event()
         self._closing = False
-        self._task = asyncio.get_running_loop().create_task(self._write())
+        # Lives while there is work: a program may cancel all tasks that it finds, and go on.
+        self._writing: asyncio.Task[None] | None = None
 
     async def run(self, job: Callable[[Connection], T]) -> T:
         """Run a job in a transaction; it is durable when this returns."""
@@ -54,81 +63,62 @@ class GroupCommit:
             raise ClosedError("the store is closed")
         waiting = _Waiting(job, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
-        self._wake.set()
-        return await waiting.answer  # type: ignore[no-any-return]  # the job's own result
+        self._write()
+        return (await waiting.answer).given()  # type: ignore[no-any-return]  # the job's own result
 
     async def close(self) -> None:
         """Carry out what was handed in, and stop."""
         self._closing = True
-        self._wake.set()
-        await self._task
+        await asyncio.wait((self._write(),))
 
-    async def _write(self) -> None:
-        while True:
+    def _write(self) -> asyncio.Task[None]:
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.get_running_loop().create_task(self._commit_all())
+        return self._writing
+
+    async def _commit_all(self) -> None:
+        while self._queue:
             group = [one for one in self._queue[:_MOST] if not one.answer.done()]
             del self._queue[:_MOST]
-            if group:
-                await self._commit(group)
-            elif not self._queue:
-                if self._closing:
-                    return
-                self._wake.clear()
-                await self._wake.wait()
-
-    async def _commit(self, group: Sequence[_Waiting]) -> None:
-        jobs = [one.job for one in group]
-        try:
-            done = await self._connection.run(lambda connection: _together(connection, jobs))
-        except sqlite3.Error as error:
-            done = [_Done(error=error)] * len(jobs)
-        for one, outcome in zip(group, done, strict=True):
-            if one.answer.done():
+            if not group:
                 continue
-            if outcome.error is None:
-                one.answer.set_result(outcome.result)
-            else:
-                one.answer.set_exception(outcome.error)
+            jobs = [one.job for one in group]
+            done = await self._connection.run(partial(_commit, jobs))
+            for one, outcome in zip(group, done, strict=True):
+                if not one.answer.done():
+                    one.answer.set_result(outcome)
 
 
-def _together(connection: Connection, jobs: Sequence[Job]) -> list[_Done]:
-    """Run jobs in one transaction; where the engine fails one, run each in its own."""
-    if len(jobs) > 1:
-        try:
-            return _transaction(connection, jobs)
-        except sqlite3.Error:
-            pass
-    return [_alone(connection, job) for job in jobs]
-
-
-def _alone(connection: Connection, job: Job) -> _Done:
-    try:
-        (done,) = _transaction(connection, [job])
-    except sqlite3.Error as error:
-        return _Done(error=error)
-    return done
-
-
-def _transaction(connection: Connection, jobs: Sequence[Job]) -> list[_Done]:
+def _commit(jobs: Sequence[Job], connection: Connection) -> list[_Done]:
+    """Run jobs in one transaction; where that is lost to one of them, run each in its own."""
     raw: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
-    # IMMEDIATE: a transaction that reads first and writes then fails at once where another
-    # process wrote in between, and no waiting helps (SQLITE_BUSY_SNAPSHOT).
-    raw.execute("BEGIN IMMEDIATE")
+    try:
+        # IMMEDIATE: a transaction that reads first and writes then fails at once where another
+        # process wrote in between, and no waiting helps (SQLITE_BUSY_SNAPSHOT).
+        raw.execute("BEGIN IMMEDIATE")
+    except (sqlite3.Error, MemoryError) as error:
+        return [_Done(error=error)] * len(jobs)
     try:
         done = [_step(raw, connection, job) for job in jobs]
         raw.execute("COMMIT")
-    except BaseException:
+    except BaseException as error:  # noqa: BLE001 - it goes to the caller of the job
         if raw.in_transaction:
             raw.execute("ROLLBACK")
-        raise
-    return done
+        if len(jobs) == 1:
+            return [_Done(error=error)]
+    else:
+        return done
+    return [outcome for job in jobs for outcome in _commit([job], connection)]
 
 
 def _step(raw: sqlite3.Connection, connection: Connection, job: Job) -> _Done:
     raw.execute("SAVEPOINT job")
     try:
         done = _Done(job(connection))
-    except StoreError as error:
-        # The rules refused this one: what it wrote is undone, its neighbours go on.
+    except BaseException as error:
+        if not raw.in_transaction:
+            raise  # SQLite has undone all of it, as it does where the disk is full
+        # What this one wrote is undone; its neighbours go on.
         raw.execute("ROLLBACK TO job")
         done = _Done(error=error)
     raw.execute("RELEASE job")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agentstore.errors import ConfigurationError
 from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, select
+
+from agentstore.errors import ConfigurationError
 
 from ._tables import Tables
 
@@ -29,8 +30,8 @@ def is_current(connection: Connection, tables: Tables) -> bool:
 
 def migrate(connection: Connection, tables: Tables) -> None:
     """Bring the schema to this version, in the caller's transaction and under its lock."""
-    from alembic import command  # noqa: PLC0415 - see `is_current`
-    from alembic.config import Config  # noqa: PLC0415
+    from alembic import command
+    from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from sqlalchemy import Connection
+
 from agentstore.driver import TOUCH_INTERVAL, from_micros, load, now
 from agentstore.types import Session
-from sqlalchemy import Connection
 
 from ._statements import Statements
 

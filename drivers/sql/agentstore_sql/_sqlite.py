@@ -7,15 +7,16 @@ import os
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
+
+from sqlalchemy import Connection, make_url
+from sqlalchemy.dialects.sqlite import dialect
 
 from agentstore.driver import take_options, translated
 from agentstore.errors import ClosedError, ConfigurationError
 from agentstore.stores import API_VERSION
 from agentstore.types import Capabilities, Scope
 from agentstore.url import URL
-from sqlalchemy import Connection, make_url
-from sqlalchemy.dialects.sqlite import dialect
 
 from ._conversations import SQLConversations
 from ._group import GroupCommit
@@ -54,7 +55,9 @@ class SQLiteDriver:
     @property
     def capabilities(self) -> Capabilities:
         """What SQLite can do."""
-        durability = "strong" if self._synchronous == "full" else "weak"
+        durability: Literal["strong", "weak", "none"] = "none"
+        if self._path is not None:
+            durability = "strong" if self._synchronous == "full" else "weak"
         return Capabilities(
             atomic_batch=True,
             conflict_detection=True,
@@ -65,7 +68,7 @@ class SQLiteDriver:
             search=False,
             shared=self._path is not None,
             invalidation=False,
-            durability=durability if self._path else "none",
+            durability=durability,
             embedded=True,
         )
 
@@ -163,7 +166,9 @@ def _snapshot(connection: Connection, job: Callable[[Connection], T]) -> T:
     try:
         return job(connection)
     finally:
-        raw.execute("COMMIT")
+        # Where the disk failed, SQLite has ended it already.
+        if raw.in_transaction:
+            raw.execute("COMMIT")
 
 
 def _path(url: URL) -> Path | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 
+from sqlalchemy.exc import DBAPIError
+
 from agentstore.errors import (
     CapacityError,
     ConfigurationError,
@@ -15,7 +17,6 @@ from agentstore.errors import (
     StoreError,
     UnavailableError,
 )
-from sqlalchemy.exc import DBAPIError
 
 FAILURES = (sqlite3.Error, DBAPIError)
 """What a job may raise that is not ours."""

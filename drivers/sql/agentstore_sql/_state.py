@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import Connection
+
 from agentstore.driver import decode_cursor, dump, encode_cursor, load, now, operation_id
 from agentstore.errors import ConflictError
 from agentstore.types import Page, Scope, Versioned
-from sqlalchemy import Connection
 
 from ._engine import Engine
 from ._statements import AFTER_ALL
@@ -26,7 +27,9 @@ class SQLState:
     async def get(self, key: str) -> Versioned | None:
         """Read one value."""
         stored = await self._engine.read(lambda connection: self._find(connection, key))
-        return stored and Versioned(key=key, value=load(stored[0]), version=stored[1])
+        if stored is None:
+            return None
+        return Versioned(key=key, value=load(stored[0]), version=stored[1])
 
     async def put(
         self,

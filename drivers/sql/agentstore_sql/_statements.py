@@ -6,10 +6,9 @@ from typing import Any
 
 from sqlalchemy import (
     BindParameter,
+    ClauseElement,
     ColumnElement,
-    Select,
     Table,
-    bindparam,
     delete,
     func,
     insert,
@@ -18,6 +17,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy import bindparam as p
 from sqlalchemy.engine.interfaces import Dialect
 
 from ._statement import Statement
@@ -29,24 +29,28 @@ class Statements:
 
     def __init__(self, tables: Tables, dialect: Dialect) -> None:
         self.tables = tables
-        sessions, messages = tables.sessions.c, tables.messages.c
-        state, tombstones = tables.state.c, tables.tombstones.c
-        p = bindparam
+        self._dialect = dialect
+        sessions = tables.sessions.c
+        self._session = tuple(sessions)
+        self._this = (sessions.tenant == p("tenant"), sessions.session_id == p("session_id"))
+        self._owned = sessions.user_id == p("user_id")
+        self._sessions()
+        self._tombstones()
+        self._listings()
+        self._messages()
+        self._slices()
+        self._state()
 
-        def ready(clause: object) -> Statement:
-            return Statement(clause, dialect)  # type: ignore[arg-type]  # every clause of ours is one
+    def _ready(self, clause: ClauseElement) -> Statement:
+        return Statement(clause, self._dialect)
 
-        this = (sessions.tenant == p("tenant"), sessions.session_id == p("session_id"))
-        alive = _alive(sessions.expires_at)
-
-        # Sessions.
-        everything = list(tables.sessions.c)
-        self.find = ready(select(*everything).where(*this))
-        self.create = ready(insert(tables.sessions).values(_all(tables.sessions, "pk")))
-        self.set_ends = ready(
-            update(tables.sessions)
-            .where(sessions.pk == p("session"))
-            .values(
+    def _sessions(self) -> None:
+        table, sessions = self.tables.sessions, self.tables.sessions.c
+        change = update(table).where(sessions.pk == p("session"))
+        self.find = self._ready(select(*self._session).where(*self._this))
+        self.create = self._ready(insert(table).values(_all(table, "pk")))
+        self.set_ends = self._ready(
+            change.values(
                 next_seq=p("next_seq"),
                 last_seq=p("last_seq"),
                 message_count=p("message_count"),
@@ -54,62 +58,62 @@ class Statements:
                 expires_at=p("expires_at"),
             )
         )
-        self.set_words = ready(
-            update(tables.sessions)
-            .where(sessions.pk == p("session"))
-            .values(
+        self.set_words = self._ready(
+            change.values(
                 title=p("title"),
                 metadata=p("metadata"),
                 updated_at=p("updated_at"),
                 expires_at=p("expires_at"),
             )
         )
-        self.set_rewound = ready(
-            update(tables.sessions)
-            .where(sessions.pk == p("session"))
-            .values(
+        self.set_rewound = self._ready(
+            change.values(
                 last_seq=p("last_seq"),
                 message_count=sessions.message_count - p("dropped"),
                 operation=p("operation"),
                 dropped=p("dropped"),
             )
         )
-        self.drop = ready(delete(tables.sessions).where(sessions.pk == p("session")))
-        self.expired = ready(
-            select(*everything)
+        self.drop = self._ready(delete(table).where(sessions.pk == p("session")))
+        self.expired = self._ready(
+            select(*self._session)
             .where(sessions.tenant == p("tenant"), sessions.expires_at <= p("now"))
             .limit(p("limit"))
         )
 
-        # Tombstones.
-        grave = (tombstones.tenant == p("tenant"), tombstones.session_id == p("session_id"))
-        self.find_grave = ready(select(tombstones.next_seq, tombstones.operation).where(*grave))
-        self.bury = ready(insert(tables.tombstones).values(_all(tables.tombstones)))
-        self.exhume = ready(delete(tables.tombstones).where(*grave))
-        self.level_graves = ready(
-            delete(tables.tombstones).where(
-                tombstones.tenant == p("tenant"), tombstones.deleted_at <= p("deleted_at")
-            )
+    def _tombstones(self) -> None:
+        table, graves = self.tables.tombstones, self.tables.tombstones.c
+        this = (graves.tenant == p("tenant"), graves.session_id == p("session_id"))
+        self.find_grave = self._ready(select(graves.next_seq, graves.operation).where(*this))
+        self.bury = self._ready(insert(table).values(_all(table)))
+        self.exhume = self._ready(delete(table).where(*this))
+        self.level_graves = self._ready(
+            delete(table).where(graves.tenant == p("tenant"), graves.deleted_at <= p("deleted_at"))
         )
 
-        # Listings. One for each combination: an OR with NULL would keep the index unused.
+    def _listings(self) -> None:
+        """One for each combination: an OR over what may be absent would leave the index unused."""
+        sessions = self.tables.sessions.c
         newest = (sessions.updated_at.desc(), sessions.session_id)
-        behind = or_(
-            sessions.updated_at < p("updated_at"),
-            (sessions.updated_at == p("updated_at")) & (sessions.session_id > p("behind")),
+        # The first term says where the index is entered; the second alone is read from its start.
+        behind = (
+            sessions.updated_at <= p("updated_at"),
+            or_(
+                sessions.updated_at < p("updated_at"),
+                (sessions.updated_at == p("updated_at")) & (sessions.session_id > p("behind")),
+            ),
         )
-        # Says in one term where the index is entered; `behind` alone is read from its beginning.
-        entered = sessions.updated_at <= p("updated_at")
-        every = select(*everything).where(sessions.tenant == p("tenant"), alive)
-        owned = sessions.user_id == p("user_id")
+        alive = select(*self._session).where(
+            sessions.tenant == p("tenant"), _alive(sessions.expires_at)
+        )
         self.newest: dict[tuple[bool, bool], Statement] = {}
         self.by_id: dict[bool, Statement] = {}
         for of_user in (False, True):
-            listed = every.where(owned) if of_user else every
+            listed = alive.where(self._owned) if of_user else alive
             page = listed.order_by(*newest).limit(p("limit"))
-            self.newest[of_user, False] = ready(page)
-            self.newest[of_user, True] = ready(page.where(entered, behind))
-            self.by_id[of_user] = ready(
+            self.newest[of_user, False] = self._ready(page)
+            self.newest[of_user, True] = self._ready(page.where(*behind))
+            self.by_id[of_user] = self._ready(
                 listed.where(
                     sessions.session_id >= p("start"),
                     sessions.session_id > p("behind"),
@@ -119,90 +123,73 @@ class Statements:
                 .limit(p("limit"))
             )
 
-        # Messages.
-        columns = (
-            messages.seq,
-            messages.id,
-            messages.digest,
-            messages.body,
-            messages.tokens,
-            messages.created_at,
+    def _messages(self) -> None:
+        table, messages = self.tables.messages, self.tables.messages.c
+        within = messages.session_pk == p("session")
+        last_seq = func.coalesce(func.max(messages.seq), literal_column("0"))
+        self.find_message = self._ready(
+            select(messages.seq, messages.digest).where(within, messages.id == p("id"))
         )
-        self.find_message = ready(
-            select(messages.seq, messages.digest).where(
-                messages.session_pk == p("session"), messages.id == p("id")
-            )
-        )
-        self.message = ready(
-            select(*columns).where(messages.session_pk == p("session"), messages.id == p("id"))
-        )
-        self.add = ready(insert(tables.messages).values(_all(tables.messages)))
-        self.put = ready(
-            update(tables.messages)
-            .where(messages.session_pk == p("session"), messages.seq == p("at"))
+        self.message = self._ready(select(*self._row).where(within, messages.id == p("id")))
+        self.add = self._ready(insert(table).values(_all(table)))
+        self.put = self._ready(
+            update(table)
+            .where(within, messages.seq == p("at"))
             .values(body=p("body"), digest=p("digest"))
         )
-        self.cut = ready(
-            delete(tables.messages).where(
-                messages.session_pk == p("session"), messages.seq > p("to")
+        self.cut = self._ready(delete(table).where(within, messages.seq > p("to")))
+        self.last = self._ready(select(last_seq).where(within))
+        self.count = self._ready(select(func.count(), last_seq).where(within))
+        copied = select(p("copy", type_=messages.session_pk.type), *self._row)
+        self.copy = self._ready(
+            insert(table).from_select(
+                [column.name for column in table.c],
+                copied.where(within, messages.seq <= p("upto")),
             )
         )
-        self.last = ready(
-            select(func.coalesce(func.max(messages.seq), literal_column("0"))).where(
-                messages.session_pk == p("session")
-            )
-        )
-        self.copy = ready(
-            insert(tables.messages).from_select(
-                [column.name for column in tables.messages.c],
-                select(p("copy", type_=sessions.pk.type), *columns).where(
-                    messages.session_pk == p("session"), messages.seq <= p("upto")
-                ),
-            )
-        )
-        self.count = ready(
-            select(func.count(), func.coalesce(func.max(messages.seq), literal_column("0"))).where(
-                messages.session_pk == p("session")
-            )
-        )
-        # The session is found in the same statement: a read is one round trip.
-        whose: Select[tuple[int]] = select(sessions.pk).where(*this, alive)
+
+    def _slices(self) -> None:
+        """Find the session in the same statement: a read is one round trip."""
+        messages = self.tables.messages.c
+        sessions = self.tables.sessions.c
+        whose = select(sessions.pk).where(*self._this, _alive(sessions.expires_at))
         self.slices: dict[tuple[bool, bool], Statement] = {}
         for of_user in (False, True):
-            owner = whose.where(owned) if of_user else whose
-            between = select(*columns).where(
-                messages.session_pk == owner.scalar_subquery(),
+            session = whose.where(self._owned) if of_user else whose
+            between = select(*self._row).where(
+                messages.session_pk == session.scalar_subquery(),
                 messages.seq > p("after"),
                 messages.seq < p("before"),
             )
             for backwards in (False, True):
                 order = messages.seq.desc() if backwards else messages.seq
-                self.slices[of_user, backwards] = ready(between.order_by(order).limit(p("limit")))
+                self.slices[of_user, backwards] = self._ready(
+                    between.order_by(order).limit(p("limit"))
+                )
 
-        # State.
-        one = (
+    def _state(self) -> None:
+        table, state = self.tables.state, self.tables.state.c
+        counters = self.tables.counters
+        counter = counters.c.name == p("counter")
+        scope = (
             state.tenant == p("tenant"),
             state.scope == p("scope"),
             state.owner == p("owner"),
-            state.key == p("key"),
         )
-        self.draw = ready(
-            update(tables.counters)
-            .where(tables.counters.c.name == p("counter"))
-            .values(value=tables.counters.c.value + 1)
+        this = (*scope, state.key == p("key"))
+        self.draw = self._ready(
+            update(counters).where(counter).values(value=counters.c.value + literal_column("1"))
         )
-        self.drawn = ready(
-            select(tables.counters.c.value).where(tables.counters.c.name == p("counter"))
+        self.drawn = self._ready(select(counters.c.value).where(counter))
+        self.value = self._ready(
+            select(state.value, state.version, state.expires_at, state.operation).where(*this)
         )
-        self.value = ready(
-            select(state.value, state.version, state.expires_at, state.operation).where(*one)
-        )
-        self.insert_value = ready(insert(tables.state).values(_all(tables.state)))
-        self.remove_value = ready(delete(tables.state).where(*one))
-        self.values = ready(
+        self.insert_value = self._ready(insert(table).values(_all(table)))
+        self.remove_value = self._ready(delete(table).where(*this))
+        self.values = self._ready(
             select(state.key, state.value, state.version)
             .where(
-                *one[:3],
+                *scope,
                 _alive(state.expires_at),
                 state.key >= p("start"),
                 state.key > p("behind"),
@@ -211,11 +198,17 @@ class Statements:
             .order_by(state.key)
             .limit(p("limit"))
         )
-        self.expired_values = ready(
+        self.expired_values = self._ready(
             select(state.scope, state.owner, state.key)
             .where(state.tenant == p("tenant"), state.expires_at <= p("now"))
             .limit(p("limit"))
         )
+
+    @property
+    def _row(self) -> tuple[ColumnElement[Any], ...]:
+        """The columns of a message in the order of `agentstore.driver.Row`."""
+        c = self.tables.messages.c
+        return (c.seq, c.id, c.digest, c.body, c.tokens, c.created_at)
 
 
 AFTER_ALL = "\U0010ffff" * 129
@@ -224,11 +217,11 @@ AFTER_ALL = "\U0010ffff" * 129
 
 def _all(table: Table, *without: str) -> dict[str, BindParameter[Any]]:
     return {
-        column.name: bindparam(column.name, type_=column.type)
+        column.name: p(column.name, type_=column.type)
         for column in table.c
         if column.name not in without
     }
 
 
 def _alive(expires_at: ColumnElement[Any]) -> ColumnElement[bool]:
-    return or_(expires_at.is_(None), expires_at > bindparam("now"))
+    return or_(expires_at.is_(None), expires_at > p("now"))

@@ -37,7 +37,7 @@ def upgrade() -> None:
         sa.Column("dropped", sa.BigInteger, nullable=False),
         sa.UniqueConstraint("tenant", "session_id", name=f"{prefix}sessions_id"),
     )
-    newest = [sa.text("updated_at DESC"), "session_id"]
+    newest: list[str | sa.TextClause] = [sa.text("updated_at DESC"), "session_id"]
     sessions = f"{prefix}sessions"
     op.create_index(f"{prefix}sessions_newest", sessions, ["tenant", *newest])
     op.create_index(f"{prefix}sessions_user", sessions, ["tenant", "user_id", *newest])

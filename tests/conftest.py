@@ -1,0 +1,18 @@
+"""What every test here starts from."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from openai_server import openai_server
+
+__all__ = ["openai_server"]
+
+
+@pytest.fixture(autouse=True)
+def _no_model_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reaches a paid model because of the environment that it runs in."""
+    for variable in [name for name in os.environ if name.startswith("OPENAI_")]:
+        monkeypatch.delenv(variable)
