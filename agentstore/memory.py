@@ -206,7 +206,9 @@ class _Tenant:
         before = self.sessions.get(session_id)
         moment = now()
         kept = _Kept(session_id, moment, moment, user_id, agent)
-        kept.ledger = Ledger(before.ledger.next_seq if before else 1)
+        if before:
+            # A delete that comes again knows itself by its operation, and spares the new session.
+            kept.operation, kept.ledger = before.operation, Ledger(before.ledger.next_seq)
         self.sessions[session_id] = kept
         self._list(kept)
         return kept
@@ -411,9 +413,11 @@ class MemoryConversations:
     async def delete(self, session_id: str) -> bool:
         """Delete a session and its messages."""
         tenant, operation = self._tenant, operation_id()
+        kept = tenant.sessions.get(session_id)
+        if kept is not None and kept.operation == operation:
+            return True
         if tenant.find(session_id) is None:
-            grave = tenant.sessions.get(session_id)
-            return grave is not None and grave.operation == operation
+            return False
         tenant.end(session_id, operation=operation)
         return True
 

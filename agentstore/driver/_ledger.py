@@ -47,7 +47,7 @@ class Ledger:
 
     def _known(self, message_id: str) -> Known | None:
         row = self._places.get(message_id)
-        return row and (row.seq, row.digest)
+        return None if row is None else (row.seq, row.digest)
 
     def add(self, rows: Sequence[Row]) -> None:
         """Append planned rows."""
@@ -55,7 +55,7 @@ class Ledger:
             self.rows.append(row)
             self._places[row.id] = row
         if rows:
-            self.next_seq = rows[-1].seq + 1
+            self.next_seq = max(self.next_seq, rows[-1].seq + 1)
 
     def slice(
         self, *, after: int | None, before: int | None, limit: int | None, newest: bool

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from ._import_table import read_table
 from ._sqlite import SQLiteDriver
 from ._tables import Tables
 
-__all__ = ["SQLiteDriver", "Tables"]
+__all__ = ["SQLiteDriver", "Tables", "read_table"]

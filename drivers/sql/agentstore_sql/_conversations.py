@@ -301,7 +301,8 @@ class SQLConversations:
             if row is None:
                 grave = sessions.grave(session_id)
                 return grave is not None and grave[1] == operation
-            sessions.bury(row, operation=operation)
+            if row.operation != operation:
+                sessions.bury(row, operation=operation)
             return True
 
         return await self._engine.write(job)

@@ -95,7 +95,8 @@ class Sessions:
             "next_seq": grave[0] if grave else 1,
             "last_seq": 0,
             "message_count": 0,
-            "operation": "",
+            # A delete that comes again knows itself by this, and spares the new session.
+            "operation": grave[1] if grave else "",
             "dropped": 0,
         } | columns
         self._statements.create.run(self._connection, **values)
