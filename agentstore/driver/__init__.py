@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._clock import TOMBSTONE_AGE, TOUCH_INTERVAL, from_micros, now, to_micros
@@ -58,6 +59,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever it is that is expo
     # Every program loads this package, and few have a driver that is built on these.
     if name not in ("OrderedDriver", "Transaction"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import _ordered
-
-    return getattr(_ordered, name)
+    return getattr(import_module("._ordered", __name__), name)

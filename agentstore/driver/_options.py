@@ -22,6 +22,7 @@ def take_options(
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            listed = f"known are {', '.join(sorted(known))}" if known else "it has none"
+            hint = f"did you mean {near[0]}?" if near else listed
             raise ConfigurationError(f"{url.scheme}:// has no option {name!r}; {hint}")
     return options

@@ -51,10 +51,10 @@ class SQLConversations:
 
         def job(connection: Connection) -> AppendResult:
             sessions = self._sessions(connection)
-            row = sessions.find(session_id)
+            row = sessions.hold(session_id)
             if row is None:
                 row = sessions.begin(session_id, user_id=user_id, agent=agent)
-            elif user_id is not None and user_id != row.user_id:
+            if user_id is not None and user_id != row.user_id:
                 raise ConflictError("the session belongs to another user")
 
             def find(message_id: str) -> Known | None:
@@ -132,7 +132,7 @@ class SQLConversations:
         """Replace what is given of a session."""
 
         def job(connection: Connection) -> Session | None:
-            row = self._sessions(connection).find(session_id)
+            row = self._sessions(connection).hold(session_id)
             if row is None:
                 return None
             row = row._replace(
@@ -212,7 +212,7 @@ class SQLConversations:
         """Put other content in the place of one message's."""
 
         def job(connection: Connection) -> bool:
-            session = self._sessions(connection).find(session_id)
+            session = self._sessions(connection).hold(session_id)
             if session is None:
                 return False
             found = self._statements.message.rows(connection, session=session.pk, id=message_id)
@@ -231,7 +231,7 @@ class SQLConversations:
         operation = operation_id()
 
         def job(connection: Connection) -> int:
-            row = self._sessions(connection).find(session_id)
+            row = self._sessions(connection).hold(session_id)
             if row is None:
                 return 0
             if row.operation == operation:
@@ -257,12 +257,12 @@ class SQLConversations:
 
         def job(connection: Connection) -> Session:
             sessions = self._sessions(connection)
-            taken = sessions.find(new_session_id)
+            taken = sessions.hold(new_session_id)
             if taken is not None and taken.operation == operation:
                 return taken.shown()
             if taken is not None:
                 raise ConflictError("the id of the fork is taken")
-            source = sessions.find(session_id)
+            source = sessions.hold(session_id)
             if source is None:
                 raise ConflictError("there is no such session to fork")
             made = sessions.begin(
@@ -274,6 +274,8 @@ class SQLConversations:
                 expires_at=source.expires_at,
                 operation=operation,
             )
+            if made.operation != operation:
+                raise ConflictError("the id of the fork is taken")
             self._statements.copy.run(
                 connection,
                 copy=made.pk,
@@ -297,7 +299,7 @@ class SQLConversations:
 
         def job(connection: Connection) -> bool:
             sessions = self._sessions(connection)
-            row = sessions.find(session_id)
+            row = sessions.hold(session_id)
             if row is None:
                 grave = sessions.grave(session_id)
                 return grave is not None and grave[1] == operation

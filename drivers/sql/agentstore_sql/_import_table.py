@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,6 +14,7 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import (
     URL,
+    ColumnElement,
     Connection,
     Engine,
     LargeBinary,
@@ -57,7 +58,7 @@ async def read_table(
     columns: Mapping[str, str | Sequence[str]],
     *,
     roles: Mapping[str, str] | None = None,
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncGenerator[dict[str, Any], None]:
     """Read an application's table of messages as records for `import_sessions`, one a session.
 
     `columns` maps to the table's columns what a message has: `session_id`, `role` and `content`,
@@ -94,7 +95,11 @@ def _checked(columns: Mapping[str, str | Sequence[str]]) -> dict[str, Sequence[s
     for key in _REQUIRED:
         if key not in columns:
             raise ConfigurationError(f"columns lacks {key!r}: name the table's column for it")
-    return {key: (name,) if isinstance(name, str) else name for key, name in columns.items()}
+    lists = {key: [name] if isinstance(name, str) else name for key, name in columns.items()}
+    for key, names in lists.items():
+        if not names or (len(names) > 1 and key != "order"):
+            raise ConfigurationError(f"columns has {len(names)} columns for {key!r}: give one")
+    return lists
 
 
 async def _rows(
@@ -102,7 +107,7 @@ async def _rows(
     table: str,
     fields: Mapping[str, str],
     order: Sequence[str],
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncGenerator[dict[str, Any], None]:
     try:
         async with _opened(source) as run:
             statement = await run(lambda connection: _select(connection, table, fields, order))
@@ -130,7 +135,7 @@ def _select(
             raise ConfigurationError(f"{table!r} has no column {name!r}: {', '.join(there)}")
     source = sql_table(table, *map(column, there))
     session_id = source.c[fields["session_id"]]
-    by = [session_id, *(source.c[name] for name in order)]
+    by: list[ColumnElement[Any]] = [session_id, *(source.c[name] for name in order)]
     if connection.dialect.name in ("sqlite", "mysql", "mariadb"):
         # Their collations may take "Abc" for "abc", and mix the rows of the two.
         by.insert(1, cast(session_id, LargeBinary))
@@ -174,17 +179,17 @@ def _engine(source: str | URL) -> Engine | AsyncEngine:
         engine = create_async_engine(url) if asynchronous else create_engine(url)
     except (ArgumentError, ValueError):
         raise ConfigurationError(
-            "the table's database is not a URL that SQLAlchemy reads, such as sqlite:///app.db"
+            "the table's database is no URL that SQLAlchemy reads, such as sqlite:///app.db"
         ) from None
     except ImportError as error:
         raise MissingDependencyError(
-            f"{url.drivername}:// needs {error.name}: install it"
+            f"the table's database needs a package that is missing: run pip install {error.name}"
         ) from None
-    path = url.database
-    in_file = url.get_backend_name() == "sqlite" and path and not path.startswith((":", "file:"))
-    if path and in_file and not Path(path).exists():
+    database = url.database or ":memory:"
+    in_file = url.get_backend_name() == "sqlite" and not database.startswith((":", "file:"))
+    if in_file and not Path(database).exists():
         # SQLite would make an empty one.
-        raise ConfigurationError(f"there is no file {path}")
+        raise ConfigurationError(f"there is no file {database}")
     return engine
 
 
@@ -197,13 +202,16 @@ def _translated(failure: DBAPIError) -> AgentStoreError:
 def _add(record: dict[str, Any], row: Mapping[str, Any], roles: Mapping[str, str]) -> None:
     """Add a row to the record of its session."""
     where = f"session {record['session_id']!r}, messages[{len(record['messages'])}]: "
-    values = {key: _value(key, value, where) for key, value in row.items() if value is not None}
+    values = {
+        key: _value(key, value, where)
+        for key, value in row.items()
+        if value is not None or key in ("role", "content")
+    }
     for key in _OF_SESSION:
         if key in values and record["agentstore"].setdefault(key, values[key]) != values[key]:
             raise DataError(f"{where}{key} is another than before, and a session has one")
-    message = {"role": None, "content": None}
-    message |= {key: values[key] for key in _OF_FORMAT if key in values}
-    message["role"] = roles.get(message["role"], message["role"])
+    values["role"] = roles.get(values["role"], values["role"])
+    message: dict[str, Any] = {key: values[key] for key in _OF_FORMAT if key in values}
     message["agentstore"] = {key: values[key] for key in _OURS if key in values}
     record["messages"].append(message)
 

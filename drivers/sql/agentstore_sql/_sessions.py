@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from agentstore.driver import TOUCH_INTERVAL, from_micros, load, now
 from agentstore.types import Session
 
+from ._statement import Statement
 from ._statements import Statements
 
 
@@ -60,9 +61,15 @@ class Sessions:
         self._tenant = tenant
 
     def find(self, session_id: str) -> SessionRow | None:
-        """Find a session that has not expired."""
-        row = self._find(session_id)
-        return None if row is None or _is_past(row.expires_at) else row
+        """Find a session that has not expired, to look at it."""
+        return _alive(self._row(self._statements.find, session_id))
+
+    def hold(self, session_id: str) -> SessionRow | None:
+        """Find a session that has not expired, and lock it until the transaction ends.
+
+        The lock is what makes `seq` rise in the order of commits.
+        """
+        return _alive(self._row(self._statements.hold, session_id))
 
     def grave(self, session_id: str) -> tuple[int, str] | None:
         """Find what is left of a deleted session: its `next_seq`, and the deleting operation."""
@@ -72,8 +79,11 @@ class Sessions:
         return tuple(rows[0]) if rows else None
 
     def begin(self, session_id: str, **columns: Any) -> SessionRow:
-        """Make a session, or make it anew: its `seq` goes on where it was."""
-        expired = self._find(session_id)
+        """Make a session, or make it anew: its `seq` goes on where it was.
+
+        Where another transaction made it meanwhile, it is that one which is given, and locked.
+        """
+        expired = self._row(self._statements.hold, session_id)
         if expired is not None:
             self.bury(expired, operation="")
         grave = self.grave(session_id)
@@ -100,8 +110,8 @@ class Sessions:
             "dropped": 0,
         } | columns
         self._statements.create.run(self._connection, **values)
-        made = self._find(session_id)
-        assert made is not None  # noqa: S101 - it was inserted in this transaction
+        made = self._row(self._statements.hold, session_id)
+        assert made is not None  # noqa: S101 - it was inserted, here or elsewhere
         return made
 
     def bury(self, row: SessionRow, *, operation: str) -> None:
@@ -116,12 +126,11 @@ class Sessions:
             operation=operation,
         )
 
-    def _find(self, session_id: str) -> SessionRow | None:
-        rows = self._statements.find.rows(
-            self._connection, tenant=self._tenant, session_id=session_id
-        )
+    def _row(self, statement: Statement, session_id: str) -> SessionRow | None:
+        rows = statement.rows(self._connection, tenant=self._tenant, session_id=session_id)
         return SessionRow(*rows[0]) if rows else None
 
 
-def _is_past(moment: int | None) -> bool:
-    return moment is not None and moment <= now()
+def _alive(row: SessionRow | None) -> SessionRow | None:
+    expired = row is not None and row.expires_at is not None and row.expires_at <= now()
+    return None if expired else row

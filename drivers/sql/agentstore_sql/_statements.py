@@ -18,6 +18,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy import bindparam as p
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine.interfaces import Dialect
 
 from ._statement import Statement
@@ -47,8 +48,11 @@ class Statements:
     def _sessions(self) -> None:
         table, sessions = self.tables.sessions, self.tables.sessions.c
         change = update(table).where(sessions.pk == p("session"))
-        self.find = self._ready(select(*self._session).where(*self._this))
-        self.create = self._ready(insert(table).values(_all(table, "pk")))
+        this = select(*self._session).where(*self._this)
+        self.find = self._ready(this)
+        # SQLite has no row locks and needs none: its transactions begin with the file's.
+        self.hold = self._ready(this.with_for_update())
+        self.create = self._ready(self._insert_or_nothing(table, "pk"))
         self.set_ends = self._ready(
             change.values(
                 next_seq=p("next_seq"),
@@ -80,6 +84,17 @@ class Statements:
             .where(sessions.tenant == p("tenant"), sessions.expires_at <= p("now"))
             .limit(p("limit"))
         )
+
+    def _insert_or_nothing(self, table: Table, *without: str) -> ClauseElement:
+        """Make an insert that leaves a row alone that another transaction made first."""
+        values = _all(table, *without)
+        if self._dialect.name == "postgresql":
+            return postgresql.insert(table).values(values).on_conflict_do_nothing()
+        if self._dialect.name == "sqlite":
+            return sqlite.insert(table).values(values).on_conflict_do_nothing()
+        # Not INSERT IGNORE: that cuts values to fit, too.
+        first = next(iter(table.primary_key))
+        return mysql.insert(table).values(values).on_duplicate_key_update({first.name: first})
 
     def _tombstones(self) -> None:
         table, graves = self.tables.tombstones, self.tables.tombstones.c
