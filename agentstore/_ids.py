@@ -32,4 +32,10 @@ def derived(*parts: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, "".join(f"{len(part)}:{part}" for part in parts)))
 
 
+# A fork while another thread holds the lock would leave it held in the child for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
+
 _NAMESPACE = uuid.UUID("5b6d1f3c-8f0c-5c1e-9d0a-2f9d3a5c7e11")

@@ -49,12 +49,12 @@ class OrderedDriver(ABC):
     async def transact(self, work: Callable[[Transaction], T], *, write: bool) -> T:
         """Run `work` in one transaction, and give what it gives.
 
-        It sees one snapshot. Of two transactions that write the same key one waits for the other
-        or begins again: snapshot isolation is enough.
-        It is done when its writes are durable. Without `write` it only reads.
+        `work` sees one snapshot, and its writes are durable when this returns.
+        Two transactions that write the same key run one after the other, reads included, or one
+        of them runs again: snapshot isolation is enough.
 
-        `work` doesn't wait for anything but the engine, so it may run in a thread, and it keeps
-        nothing of a run, so it may run again.
+        `work` waits for nothing but the engine, so it may run in a thread. It keeps nothing of a
+        run, so it may run again. Without `write` it only reads.
         It reads first and then writes: after its first `put` or `delete` it neither reads nor
         raises. What it raises before goes to the caller as it is.
         """

@@ -263,8 +263,10 @@ class OrderedConversations:
 
         def work(tx: Batch) -> bool:
             kept = self._kept(tx, session_id)
+            if kept.record is not None and kept.record.operation == operation:
+                return True
             if kept.live() is None:
-                return kept.record is not None and kept.record.operation == operation
+                return False
             kept.bury(operation)
             return True
 

@@ -54,8 +54,9 @@ Names = set[tuple[bytes, str]]
 class Transaction(Protocol):
     """What an engine with ordered keys has to offer, for the time of one transaction.
 
-    Keys are at most 511 bytes, values a little more than twice the largest message.
-    Keys sort as Python sorts bytes.
+    Keys have at most 511 bytes, and sort as Python sorts them.
+    Values are at most 32 KiB longer than twice the largest message, or than the largest value of
+    state or metadata.
     """
 
     def get(self, key: bytes) -> bytes | None:

@@ -109,6 +109,8 @@ class Kept:
             next_seq=before.next_seq if before else 1,
             user_id=user_id,
             agent=agent,
+            # A delete that comes again knows itself by its operation, and spares the new session.
+            operation=before.operation if before and before.deleted else "",
         )
 
     def save(self, record: Record) -> Record:

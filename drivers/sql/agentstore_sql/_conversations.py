@@ -71,7 +71,7 @@ class SQLConversations:
                 expect_seq=expect_seq,
             )
             self._add(connection, row, plan.rows, _expiry(row, ttl))
-            return plan.result()
+            return plan.result(self._engine.durability)
 
         return await self._engine.write(job)
 

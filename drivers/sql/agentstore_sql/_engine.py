@@ -7,6 +7,8 @@ from typing import Protocol, TypeVar
 
 from sqlalchemy import Connection
 
+from agentstore.types import Durability
+
 from ._statements import Statements
 
 T = TypeVar("T")
@@ -19,6 +21,8 @@ class Engine(Protocol):
     """
 
     statements: Statements
+    durability: Durability
+    """How safe a write is once its job has ended."""
 
     async def read(self, job: Callable[[Connection], T]) -> T:
         """Run a job that only reads, on one snapshot."""

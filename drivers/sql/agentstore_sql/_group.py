@@ -50,8 +50,10 @@ class GroupCommit:
     had not been begun: then it is dropped.
     """
 
-    def __init__(self, connection: SQLiteConnection) -> None:
+    def __init__(self, connection: SQLiteConnection, *, check: Callable[[], None]) -> None:
         self._connection = connection
+        # Called within each transaction: where it raises, nothing is written.
+        self._check = check
         self._queue: list[_Waiting] = []
         self._closing = False
         # Lives while there is work: a program may cancel all tasks that it finds, and go on.
@@ -83,13 +85,13 @@ class GroupCommit:
             if not group:
                 continue
             jobs = [one.job for one in group]
-            done = await self._connection.run(partial(_commit, jobs))
+            done = await self._connection.run(partial(_commit, self._check, jobs))
             for one, outcome in zip(group, done, strict=True):
                 if not one.answer.done():
                     one.answer.set_result(outcome)
 
 
-def _commit(jobs: Sequence[Job], connection: Connection) -> list[_Done]:
+def _commit(check: Callable[[], None], jobs: Sequence[Job], connection: Connection) -> list[_Done]:
     """Run jobs in one transaction; where that is lost to one of them, run each in its own."""
     raw: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
     try:
@@ -99,6 +101,7 @@ def _commit(jobs: Sequence[Job], connection: Connection) -> list[_Done]:
     except (sqlite3.Error, MemoryError) as error:
         return [_Done(error=error)] * len(jobs)
     try:
+        check()
         done = [_step(raw, connection, job) for job in jobs]
         raw.execute("COMMIT")
     except BaseException as error:  # noqa: BLE001 - it goes to the caller of the job
@@ -108,7 +111,7 @@ def _commit(jobs: Sequence[Job], connection: Connection) -> list[_Done]:
             return [_Done(error=error)]
     else:
         return done
-    return [outcome for job in jobs for outcome in _commit([job], connection)]
+    return [outcome for job in jobs for outcome in _commit(check, [job], connection)]
 
 
 def _step(raw: sqlite3.Connection, connection: Connection, job: Job) -> _Done:

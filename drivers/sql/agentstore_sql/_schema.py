@@ -40,8 +40,8 @@ def migrate(connection: Connection, tables: Tables) -> None:
 
 
 def _version(connection: Connection, tables: Tables) -> str | None:
-    table = Table(tables.version, MetaData(), Column("version_num", String(32)))
-    if not inspect(connection).has_table(table.name):
+    table = Table(tables.version, MetaData(schema=tables.schema), Column("version_num", String(32)))
+    if not inspect(connection).has_table(table.name, schema=tables.schema):
         return None
     return connection.execute(select(table.c.version_num)).scalar()
 

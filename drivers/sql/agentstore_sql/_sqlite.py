@@ -6,6 +6,7 @@ import itertools
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,14 +16,14 @@ from sqlalchemy.dialects.sqlite import dialect
 from agentstore.driver import take_options, translated
 from agentstore.errors import ClosedError, ConfigurationError
 from agentstore.stores import API_VERSION
-from agentstore.types import Capabilities, Scope
+from agentstore.types import Capabilities, Durability, Scope
 from agentstore.url import URL
 
 from ._conversations import SQLConversations
 from ._group import GroupCommit
 from ._schema import is_current, migrate
 from ._sqlite_connection import SQLiteConnection
-from ._sqlite_errors import FAILURES, translate
+from ._sqlite_errors import FAILURES, moved, translate
 from ._state import SQLState
 from ._statements import Statements
 from ._tables import Tables
@@ -49,6 +50,7 @@ class SQLiteDriver:
         if self._synchronous not in ("full", "normal"):
             raise ConfigurationError(f"synchronous is {self._synchronous!r}: full or normal")
         self.statements = Statements(Tables(), dialect())
+        self.durability = Durability.COMMITTED if self._path else Durability.BUFFERED
         self._group: GroupCommit | None = None
         self._connections: list[SQLiteConnection] = []
 
@@ -83,7 +85,7 @@ class SQLiteDriver:
     async def open(self) -> None:
         """Open the file, make it where it is missing, and bring its schema up to date."""
         if self._path is not None:
-            _create_private(self._path)
+            self._file = _create_private(self._path)
         try:
             writer = await self._connect()
             await self._translated(writer.run(self._migrate))
@@ -94,7 +96,7 @@ class SQLiteDriver:
             await self._disconnect()
             raise
         self._readers = itertools.cycle(self._connections[1:] or [writer])
-        self._group = GroupCommit(writer)
+        self._group = GroupCommit(writer, check=self._check_file)
 
     async def close(self) -> None:
         """Carry out what was handed in, and close the file."""
@@ -111,7 +113,8 @@ class SQLiteDriver:
         """Run a job that only reads."""
         if self._group is None:
             raise ClosedError("the store is closed", backend="sqlite")
-        return await self._translated(next(self._readers).run(lambda c: _snapshot(c, job)))
+        reader = next(self._readers)
+        return await self._translated(reader.run(partial(_snapshot, self._check_file, job)))
 
     async def write(self, job: Callable[[Connection], T]) -> T:
         """Run a job in a transaction, with others that wait at the same time."""
@@ -155,15 +158,26 @@ class SQLiteDriver:
             connection.exec_driver_sql("ROLLBACK")
             raise
 
+    def _check_file(self) -> None:
+        """Raise where the file is not the one at its path any more.
+
+        SQLite would go on with it unnoticed, and what it writes would be gone when it is closed.
+        """
+        if self._path is not None and _identity(self._path) != self._file:
+            raise moved()
+
     async def _translated(self, work: Awaitable[T]) -> T:
         return await translated(work, failures=FAILURES, translate=translate)
 
 
-def _snapshot(connection: Connection, job: Callable[[Connection], T]) -> T:
+def _snapshot(
+    check: Callable[[], None], job: Callable[[Connection], T], connection: Connection
+) -> T:
     """Run a job within one read transaction: all its statements see the same moment."""
     raw: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
     raw.execute("BEGIN")
     try:
+        check()
         return job(connection)
     finally:
         # Where the disk failed, SQLite has ended it already.
@@ -173,26 +187,40 @@ def _snapshot(connection: Connection, job: Callable[[Connection], T]) -> T:
 
 def _path(url: URL) -> Path | None:
     """Read the path as SQLAlchemy does: three slashes and a relative one, four and an absolute."""
-    database = make_url(url.secret).database
-    if database in (None, "", ":memory:"):
-        return None
     if url.authority:
+        # First of all: without its path, such a URL would be a database in memory.
         raise ConfigurationError(
             f"{url} names a host: a path takes three slashes, as in sqlite:///agents.db"
         )
+    database = make_url(url.secret).database
+    if database is None or database in ("", ":memory:"):
+        return None
+    if "\0" in database:
+        raise ConfigurationError("the path of the database has a NUL character")
     return Path(database).absolute()
 
 
-def _create_private(path: Path) -> None:
-    """Make the file for its owner alone; SQLite gives its log the same mode."""
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"the directory {path.parent} of the database is missing")
+def _create_private(path: Path) -> tuple[int, int] | None:
+    """Make the file for its owner alone, and identify it; SQLite gives its log the same mode."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"the directory {path.parent} of the database is missing"
+        ) from None
     except OSError as error:
         raise ConfigurationError(
             f"the database file {path} can't be opened for writing: {error.strerror}"
         ) from None
+    return _identity(path)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _seconds(value: object) -> float:

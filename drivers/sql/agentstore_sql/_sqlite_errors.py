@@ -57,9 +57,10 @@ def _io(name: str) -> StoreError:
     )
 
 
-def _moved(name: str) -> StoreError:
+def moved(name: str | None = None) -> StoreError:
+    """Make the error of a file that is not at its path any more."""
     return UnavailableError(
-        "the database file was removed or replaced while it was open",
+        "the database file was removed or replaced while it was open: open it again",
         backend=_BACKEND,
         code=name,
     )
@@ -89,7 +90,8 @@ def _bug(name: str) -> StoreError:
 
 _EXTENDED: dict[int, Callable[[str], StoreError | ConfigurationError]] = {
     sqlite3.SQLITE_IOERR_WRITE: _full,
-    sqlite3.SQLITE_READONLY_DBMOVED: _moved,
+    sqlite3.SQLITE_READONLY_DBMOVED: moved,
+    sqlite3.SQLITE_READONLY_DIRECTORY: _cannot_open,
 }
 _PRIMARY: dict[int, Callable[[str], StoreError | ConfigurationError]] = {
     sqlite3.SQLITE_BUSY: _busy,

@@ -8,6 +8,8 @@ from sqlalchemy import ClauseElement, Connection
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from agentstore.driver import now
+
 
 class Statement:
     """A statement of SQLAlchemy as text and the order of its parameters.
@@ -23,9 +25,13 @@ class Statement:
         self._order = tuple(compiled.positiontup or ())
         # Values that the statement brings itself, such as SQLite's OFFSET of 0.
         self._own = {name: value for name, value in compiled.params.items() if value is not None}
+        # Only where the engine has no clock of its own.
+        self._timed = "now" in self._order
 
     def _arguments(self, parameters: dict[str, Any]) -> list[Any]:
         given = self._own | parameters
+        if self._timed:
+            given["now"] = now()
         return [given[name] for name in self._order]
 
     def rows(self, connection: Connection, **parameters: Any) -> list[Any]:

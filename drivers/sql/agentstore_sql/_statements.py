@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     BindParameter,
     ClauseElement,
     ColumnElement,
@@ -13,6 +14,7 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    null,
     or_,
     select,
     update,
@@ -21,22 +23,27 @@ from sqlalchemy import bindparam as p
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine.interfaces import Dialect
 
+from agentstore.driver import TOMBSTONE_AGE
+
 from ._statement import Statement
 from ._tables import Tables
 
 
 class Statements:
-    """The statements over one set of tables; parameters are named as the columns are."""
+    """The statements over one set of tables; parameters are named as the columns are.
+
+    The time is the server's, where there is one: each statement asks for it itself.
+    """
 
     def __init__(self, tables: Tables, dialect: Dialect) -> None:
         self.tables = tables
         self._dialect = dialect
         sessions = tables.sessions.c
-        self._session = tuple(sessions)
+        self.now = _clock(dialect)
+        self._session = (*sessions, self.now.label("now"))
         self._this = (sessions.tenant == p("tenant"), sessions.session_id == p("session_id"))
         self._owned = sessions.user_id == p("user_id")
         self._sessions()
-        self._tombstones()
         self._listings()
         self._messages()
         self._slices()
@@ -52,7 +59,15 @@ class Statements:
         self.find = self._ready(this)
         # SQLite has no row locks and needs none: its transactions begin with the file's.
         self.hold = self._ready(this.with_for_update())
-        self.create = self._ready(self._insert_or_nothing(table, "pk"))
+        self.create = self._ready(
+            self._insert_or_nothing(table, "pk", created_at=self.now, updated_at=self.now)
+        )
+        self.begin_anew = self._ready(
+            change.values(
+                _all(table, "pk", "tenant", "session_id", "next_seq")
+                | {"created_at": self.now, "updated_at": self.now}
+            )
+        )
         self.set_ends = self._ready(
             change.values(
                 next_seq=p("next_seq"),
@@ -78,16 +93,45 @@ class Statements:
                 dropped=p("dropped"),
             )
         )
-        self.drop = self._ready(delete(table).where(sessions.pk == p("session")))
+        # Nothing of its owner's stays; `created_at` says when it was deleted, and the end of the
+        # listings is where nobody looks.
+        self.bury = self._ready(
+            change.values(
+                user_id=null(),
+                agent=null(),
+                title=null(),
+                metadata=literal_column("'{}'"),
+                created_at=self.now,
+                updated_at=literal_column("0"),
+                expires_at=literal_column(str(DELETED)),
+                last_seq=literal_column("0"),
+                message_count=literal_column("0"),
+                operation=p("operation"),
+            )
+        )
+        of_tenant = sessions.tenant == p("tenant")
+        self.level_graves = self._ready(
+            delete(table).where(
+                of_tenant,
+                sessions.expires_at == literal_column(str(DELETED)),
+                sessions.created_at <= self.now - literal_column(str(TOMBSTONE_AGE)),
+            )
+        )
         self.expired = self._ready(
             select(*self._session)
-            .where(sessions.tenant == p("tenant"), sessions.expires_at <= p("now"))
+            .where(
+                of_tenant,
+                sessions.expires_at > literal_column(str(DELETED)),
+                sessions.expires_at <= self.now,
+            )
             .limit(p("limit"))
         )
 
-    def _insert_or_nothing(self, table: Table, *without: str) -> ClauseElement:
+    def _insert_or_nothing(
+        self, table: Table, *without: str, **given: ColumnElement[Any]
+    ) -> ClauseElement:
         """Make an insert that leaves a row alone that another transaction made first."""
-        values = _all(table, *without)
+        values = _all(table, *without) | given
         if self._dialect.name == "postgresql":
             return postgresql.insert(table).values(values).on_conflict_do_nothing()
         if self._dialect.name == "sqlite":
@@ -95,16 +139,6 @@ class Statements:
         # Not INSERT IGNORE: that cuts values to fit, too.
         first = next(iter(table.primary_key))
         return mysql.insert(table).values(values).on_duplicate_key_update({first.name: first})
-
-    def _tombstones(self) -> None:
-        table, graves = self.tables.tombstones, self.tables.tombstones.c
-        this = (graves.tenant == p("tenant"), graves.session_id == p("session_id"))
-        self.find_grave = self._ready(select(graves.next_seq, graves.operation).where(*this))
-        self.bury = self._ready(insert(table).values(_all(table)))
-        self.exhume = self._ready(delete(table).where(*this))
-        self.level_graves = self._ready(
-            delete(table).where(graves.tenant == p("tenant"), graves.deleted_at <= p("deleted_at"))
-        )
 
     def _listings(self) -> None:
         """One for each combination: an OR over what may be absent would leave the index unused."""
@@ -119,7 +153,7 @@ class Statements:
             ),
         )
         alive = select(*self._session).where(
-            sessions.tenant == p("tenant"), _alive(sessions.expires_at)
+            sessions.tenant == p("tenant"), self._alive(sessions.expires_at)
         )
         self.newest: dict[tuple[bool, bool], Statement] = {}
         self.by_id: dict[bool, Statement] = {}
@@ -167,7 +201,7 @@ class Statements:
         """Find the session in the same statement: a read is one round trip."""
         messages = self.tables.messages.c
         sessions = self.tables.sessions.c
-        whose = select(sessions.pk).where(*self._this, _alive(sessions.expires_at))
+        whose = select(sessions.pk).where(*self._this, self._alive(sessions.expires_at))
         self.slices: dict[tuple[bool, bool], Statement] = {}
         for of_user in (False, True):
             session = whose.where(self._owned) if of_user else whose
@@ -184,28 +218,34 @@ class Statements:
 
     def _state(self) -> None:
         table, state = self.tables.state, self.tables.state.c
-        counters = self.tables.counters
-        counter = counters.c.name == p("counter")
         scope = (
             state.tenant == p("tenant"),
             state.scope == p("scope"),
             state.owner == p("owner"),
         )
         this = (*scope, state.key == p("key"))
-        self.draw = self._ready(
-            update(counters).where(counter).values(value=counters.c.value + literal_column("1"))
+        self.draw, self.drawn = self._versions()
+        value = select(state.value, state.version, state.expires_at, state.operation, self.now)
+        self.value = self._ready(value.where(*this))
+        self.hold_value = self._ready(value.where(*this).with_for_update())
+        expires_at = self.now + p("ttl", type_=BigInteger)
+        self.insert_value = self._ready(self._insert_or_nothing(table, expires_at=expires_at))
+        self.set_value = self._ready(
+            update(table)
+            .where(*this)
+            .values(
+                value=p("value"),
+                version=p("version"),
+                expires_at=expires_at,
+                operation=p("operation"),
+            )
         )
-        self.drawn = self._ready(select(counters.c.value).where(counter))
-        self.value = self._ready(
-            select(state.value, state.version, state.expires_at, state.operation).where(*this)
-        )
-        self.insert_value = self._ready(insert(table).values(_all(table)))
         self.remove_value = self._ready(delete(table).where(*this))
         self.values = self._ready(
             select(state.key, state.value, state.version)
             .where(
                 *scope,
-                _alive(state.expires_at),
+                self._alive(state.expires_at),
                 state.key >= p("start"),
                 state.key > p("behind"),
                 state.key < p("stop"),
@@ -215,8 +255,25 @@ class Statements:
         )
         self.expired_values = self._ready(
             select(state.scope, state.owner, state.key)
-            .where(state.tenant == p("tenant"), state.expires_at <= p("now"))
+            .where(state.tenant == p("tenant"), state.expires_at <= self.now)
             .limit(p("limit"))
+        )
+
+    def _alive(self, expires_at: ColumnElement[Any]) -> ColumnElement[bool]:
+        return or_(expires_at.is_(None), expires_at > self.now)
+
+    def _versions(self) -> tuple[Statement | None, Statement]:
+        """Draw a version: where there is no sequence, by a change that is read afterwards."""
+        if self.tables.versions is not None:
+            return None, self._ready(select(self.tables.versions.next_value()))
+        assert self.tables.counters is not None  # noqa: S101 - one or the other
+        counters = self.tables.counters
+        counter = counters.c.name == p("counter")
+        return (
+            self._ready(
+                update(counters).where(counter).values(value=counters.c.value + literal_column("1"))
+            ),
+            self._ready(select(counters.c.value).where(counter)),
         )
 
     @property
@@ -226,8 +283,21 @@ class Statements:
         return (c.seq, c.id, c.digest, c.body, c.tokens, c.created_at)
 
 
+DELETED = 0
+"""The `expires_at` of a session that was deleted."""
+
 AFTER_ALL = "\U0010ffff" * 129
 """Greater than every id: one more of the greatest character than 512 bytes have room for."""
+
+
+def _clock(dialect: Dialect) -> ColumnElement[Any]:
+    """Give the time in microseconds, the same throughout a statement, so that indexes serve it."""
+    if dialect.name == "postgresql":
+        now = "CAST(extract(epoch FROM statement_timestamp()) * 1000000 AS bigint)"
+        return literal_column(now, BigInteger)
+    if dialect.name in ("mysql", "mariadb"):
+        return literal_column("CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)", BigInteger)
+    return p("now", type_=BigInteger)
 
 
 def _all(table: Table, *without: str) -> dict[str, BindParameter[Any]]:
@@ -237,6 +307,3 @@ def _all(table: Table, *without: str) -> dict[str, BindParameter[Any]]:
         if column.name not in without
     }
 
-
-def _alive(expires_at: ColumnElement[Any]) -> ColumnElement[bool]:
-    return or_(expires_at.is_(None), expires_at > p("now"))

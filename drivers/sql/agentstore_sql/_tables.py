@@ -11,6 +11,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
+    Sequence,
     String,
     Table,
     Text,
@@ -21,28 +22,36 @@ PREFIX = "agentstore_"
 
 # SQLite makes a rowid of a column only where it is declared as INTEGER.
 _Key = BigInteger().with_variant(Integer, "sqlite")
-_ID_BYTES = 512
+# PostgreSQL's "C" compares bytes, whatever the database's own collation does.
+_Id = String(512).with_variant(Text(collation="C"), "postgresql")
 
 
 class Tables:
-    """The tables under one prefix.
+    """The tables under one prefix, in one schema where the engine has schemas.
+
+    A session that was deleted keeps its row for a while, without its messages and its owner, as
+    one that expired in 1970: so its `seq` goes on where it was, and of a delete and an append at
+    the same time, the one that comes second finds what the first one left.
 
     Ids are compared byte for byte, times are microseconds since 1970, and what is JSON is text:
     an engine's own JSON type would change it (key order, duplicate keys, NUL).
     """
 
-    def __init__(self, prefix: str = PREFIX) -> None:
-        self.metadata = MetaData()
+    def __init__(
+        self, prefix: str = PREFIX, *, schema: str | None = None, sequences: bool = False
+    ) -> None:
+        self.metadata = MetaData(schema=schema)
         self.prefix = prefix
+        self.schema = schema
         self.version = f"{prefix}version"
         self.sessions = Table(
             f"{prefix}sessions",
             self.metadata,
             Column("pk", _Key, primary_key=True, autoincrement=True),
-            Column("tenant", String(_ID_BYTES), nullable=False),
-            Column("session_id", String(_ID_BYTES), nullable=False),
-            Column("user_id", String(_ID_BYTES)),
-            Column("agent", String(_ID_BYTES)),
+            Column("tenant", _Id, nullable=False),
+            Column("session_id", _Id, nullable=False),
+            Column("user_id", _Id),
+            Column("agent", _Id),
             Column("title", Text),
             Column("metadata", Text, nullable=False),
             Column("created_at", BigInteger, nullable=False),
@@ -56,6 +65,8 @@ class Tables:
             Column("dropped", BigInteger, nullable=False),
             UniqueConstraint("tenant", "session_id", name=f"{prefix}sessions_id"),
             Index(f"{prefix}sessions_expiry", "tenant", "expires_at"),
+            # Room in each page, so that an append changes its session's row without the indexes.
+            postgresql_with={"fillfactor": 70},
         )
         listed = (self.sessions.c.updated_at.desc(), self.sessions.c.session_id)
         tenant, user = self.sessions.c.tenant, self.sessions.c.user_id
@@ -67,11 +78,11 @@ class Tables:
             Column(
                 "session_pk",
                 _Key,
-                ForeignKey(f"{prefix}sessions.pk", ondelete="CASCADE"),
+                ForeignKey(self.sessions.c.pk, ondelete="CASCADE"),
                 nullable=False,
             ),
             Column("seq", BigInteger, nullable=False),
-            Column("id", String(_ID_BYTES), nullable=False),
+            Column("id", _Id, nullable=False),
             Column("digest", LargeBinary(32), nullable=False),
             Column("body", Text, nullable=False),
             Column("tokens", BigInteger),
@@ -79,25 +90,13 @@ class Tables:
             PrimaryKeyConstraint("session_pk", "seq", name=f"{prefix}messages_pk"),
             UniqueConstraint("session_pk", "id", name=f"{prefix}messages_id"),
         )
-        # What is left of a deleted session: where its `seq` goes on, and who deleted it.
-        self.tombstones = Table(
-            f"{prefix}tombstones",
-            self.metadata,
-            Column("tenant", String(_ID_BYTES), nullable=False),
-            Column("session_id", String(_ID_BYTES), nullable=False),
-            Column("next_seq", BigInteger, nullable=False),
-            Column("deleted_at", BigInteger, nullable=False),
-            Column("operation", String(64), nullable=False),
-            PrimaryKeyConstraint("tenant", "session_id", name=f"{prefix}tombstones_pk"),
-            Index(f"{prefix}tombstones_age", "tenant", "deleted_at"),
-        )
         self.state = Table(
             f"{prefix}state",
             self.metadata,
-            Column("tenant", String(_ID_BYTES), nullable=False),
+            Column("tenant", _Id, nullable=False),
             Column("scope", String(16), nullable=False),
-            Column("owner", String(_ID_BYTES), nullable=False),
-            Column("key", String(_ID_BYTES), nullable=False),
+            Column("owner", _Id, nullable=False),
+            Column("key", _Id, nullable=False),
             Column("value", Text, nullable=False),
             Column("version", BigInteger, nullable=False),
             Column("expires_at", BigInteger),
@@ -105,10 +104,16 @@ class Tables:
             PrimaryKeyConstraint("tenant", "scope", "owner", "key", name=f"{prefix}state_pk"),
             Index(f"{prefix}state_expiry", "tenant", "expires_at"),
         )
-        # Versions of state are drawn here, so that none comes twice, deleted or not.
-        self.counters = Table(
-            f"{prefix}counters",
-            self.metadata,
-            Column("name", String(64), primary_key=True),
-            Column("value", BigInteger, nullable=False),
-        )
+        # Versions of state are drawn here, so that none comes twice, deleted or not: from a sequence
+        # where the engine has them (PostgreSQL), otherwise from a row.
+        self.versions: Sequence | None = None
+        self.counters: Table | None = None
+        if sequences:
+            self.versions = Sequence(f"{prefix}versions", metadata=self.metadata)
+        else:
+            self.counters = Table(
+                f"{prefix}counters",
+                self.metadata,
+                Column("name", String(64), primary_key=True),
+                Column("value", BigInteger, nullable=False),
+            )

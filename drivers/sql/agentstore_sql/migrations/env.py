@@ -10,6 +10,7 @@ context.configure(
     connection=_attributes["connection"],
     # A version table of our own: an application's migrations have theirs.
     version_table=_attributes["tables"].version,
+    version_table_schema=_attributes["tables"].schema,
 )
 with context.begin_transaction():
     context.run_migrations()

@@ -1,0 +1,7 @@
+"""Plain JSON files for agentstore."""
+
+from __future__ import annotations
+
+from ._driver import JSONDriver
+
+__all__ = ["JSONDriver"]
