@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 
 from . import _validate as check
 from ._ids import uuid7
-from ._portal import portal
+from ._portal import _MORE, _pump, portal
 from .database import Database
-from .errors import ConfigurationError
-from .exchanges import sendable
+from .errors import AgentStoreError, ConfigurationError
+from .exchanges import answerable, sendable
 from .hosted import db as make_database
 from .models import Completion, ModelLike, resolve
 from .state import State
 from .tools import answer, toolset
-from .types import Durability, History, Message, Reply, Usage
+from .types import Durability, Message, Reply, Usage
 
 __all__ = ["Agent", "AsyncReplyStream", "ReplyStream", "Tokens"]
 
+T = TypeVar("T")
+
 _LONGEST_STORE = 20.0
-"""Seconds that storing the part of a broken-off answer may take beyond the cancellation."""
+"""Seconds that storing what a model or a tool said may take beyond a cancellation."""
 
 _FORWARD = 100
+
+_logger = logging.getLogger("agentstore")
 
 
 class Tokens(msgspec.Struct, frozen=True):
@@ -48,7 +53,8 @@ class Agent:
     `history` says how much of the conversation the model sees: the last messages, or `Tokens`.
     Without a `db` the conversation lives in memory; without a `session_id` it is a new one.
 
-    Turns of one session come one after the other within a process.
+    Turns of one session come one after the other within a process; a tool that asks its own session
+    is told that it would wait for itself.
     The agent never closes a database that was handed to it.
     """
 
@@ -108,7 +114,7 @@ class Agent:
         What came by the time the stream is closed, cancelled or broken is stored, with
         `{"partial": true}` in its metadata.
         """
-        return AsyncReplyStream(self._turn(text, message_id, stream=True))
+        return AsyncReplyStream(_in_a_task(self._turn(text, message_id, stream=True)))
 
     def stream(self, text: str | list[Any], *, message_id: str | None = None) -> ReplyStream:
         """Say something, and take the answer piece by piece, blocking for each; see `astream`."""
@@ -120,65 +126,71 @@ class Agent:
     ) -> AsyncGenerator[str | Reply, None]:
         """Yield pieces of the answer, if `stream`, and at the end the `Reply`."""
         question = Message(
-            role="user", content=text, id=uuid7() if message_id is None else message_id
+            role="user",
+            # What another agent replied is text of a class of its own, which can't be stored.
+            content=str(text) if isinstance(text, str) else text,
+            id=uuid7() if message_id is None else message_id,
         )
         turn = _Turn(self._db, self.session_id, self.user_id, self.name, question)
         async with self._db.turn(self.session_id):
             fresh = await turn.store(question)
             stored = None if fresh else await turn.stored_answer()
             if stored is not None:
-                yield stored.text
-                yield turn.reply(stored.text)
+                yield stored
+                yield turn.reply(stored)
                 return
-            messages = sendable(await turn.history(**self._window))
-            if not fresh and (not messages or messages[-1] != question.to_openai()):
-                # It is asked again, and others have spoken since: it comes last now.
-                messages.append(question.to_openai())
-            if self.instructions:
-                messages.insert(0, {"role": "system", "content": self.instructions})
+            said = await turn.history(fresh=fresh, **self._window)
             for _ in range(self._rounds):
                 completion: Completion | None = None
-                async with aclosing(self._ask(turn, messages, stream=stream)) as pieces:
+                async with aclosing(self._ask(turn, said, stream=stream)) as pieces:
                     async for piece in pieces:
                         if isinstance(piece, str):
                             yield piece
                         else:
                             completion = piece
-                assert completion is not None  # noqa: S101 - the protocol of Model
+                assert completion is not None  # noqa: S101 - `_ask` ends with it
                 calls = completion.message.get("tool_calls")
                 if not calls:
                     yield turn.reply(completion.text)
                     return
                 results = await asyncio.gather(*(answer(self._tools, call) for call in calls))
-                await turn.store(*(Message.from_openai(result) for result in results))
-                messages += [completion.message, *results]
+                answers = [Message.from_openai(result) for result in results]
+                await turn.keep(*answers)
+                said += [Message.from_openai(completion.message), *answers]
         raise ConfigurationError(
             f"the model asked for tools {self._rounds} times in one turn: "
             "raise max_rounds, or look at what the tools answer"
         )
 
     async def _ask(
-        self, turn: _Turn, messages: list[dict[str, Any]], *, stream: bool
+        self, turn: _Turn, said: list[Message], *, stream: bool
     ) -> AsyncGenerator[str | Completion, None]:
         """Ask the model once, and store what it answers, even where it is broken off."""
         schemas = [tool.schema for tool in self._tools.values()]
-        said = ""
+        messages = sendable(said)
+        if self.instructions:
+            messages.insert(0, {"role": "system", "content": self.instructions})
+        came = ""
+        answered = False
         try:
             async with aclosing(
                 self._model.respond(messages, tools=schemas, stream=stream)
             ) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, str):
-                        said += piece
+                        came += piece
                         yield piece
                         continue
+                    completion = _answerable(piece)
                     # From here on it is whole, and is stored as such.
-                    said = ""
-                    await turn.store_answer(piece)
-                    yield piece
+                    came, answered = "", True
+                    await turn.keep_answer(completion)
+                    yield completion
+            if not answered:
+                raise ConfigurationError("the model ended its answer without a Completion")
         except BaseException:
-            if said:
-                await turn.store_part(said)
+            if came:
+                await turn.keep_part(came)
             raise
 
 
@@ -216,33 +228,47 @@ class _Turn:
             self._seq = result.seqs[0]
         return all(result.created)
 
-    async def store_answer(self, completion: Completion) -> None:
+    async def keep(self, *messages: Message) -> None:
+        """Append what took its time to come about, though the task be cancelled meanwhile."""
+        storing = asyncio.ensure_future(self.store(*messages))
+        try:
+            await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            storing.add_done_callback(_log_failure)
+            await asyncio.wait((storing,), timeout=_LONGEST_STORE)
+            raise
+
+    async def keep_answer(self, completion: Completion) -> None:
         """Append what the model answered."""
         usage = completion.usage
         if usage is not None:
             self._usage = usage + (self._usage or Usage())
-        await self.store(
+        await self.keep(
             Message.from_openai(completion.message, tokens=usage.output_tokens if usage else None)
         )
 
-    async def store_part(self, said: str) -> None:
-        """Append the part of an answer that came, though its task is being cancelled."""
-        part = Message(role="assistant", content=said, metadata={"partial": True})
-        storing = asyncio.ensure_future(self.store(part))
+    async def keep_part(self, came: str) -> None:
+        """Append the part of an answer that came; what broke it off is the error to raise."""
         try:
-            await asyncio.wait_for(asyncio.shield(storing), _LONGEST_STORE)
-        except asyncio.CancelledError:
-            # Cancelled once more: the store goes on by itself, nobody waits for it longer.
-            storing.add_done_callback(lambda task: task.cancelled() or task.exception())
-            raise
+            await self.keep(Message(role="assistant", content=came, metadata={"partial": True}))
+        except AgentStoreError as error:
+            _log_unstored(error)
 
-    async def history(self, **window: int | None) -> History:
-        """Read what the model is to see."""
+    async def history(self, *, fresh: bool, **window: int | None) -> list[Message]:
+        """Read what the model is to see, which ends with what it is to answer."""
         history = await self._conversations.read(self._session_id, user_id=self._user_id, **window)
         self._stale = history.stale
-        return history
+        said = list(history)
+        places = [place for place, one in enumerate(said) if one.id == self._question.id]
+        if fresh and places:
+            # What another process said since is for a turn of its own.
+            return said[: places[0] + 1]
+        if not said or not self._goes_on_from(said[-1]):
+            # It is asked again, and others have spoken since: it comes last now.
+            said.append(self._question)
+        return said
 
-    async def stored_answer(self) -> Message | None:
+    async def stored_answer(self) -> str | None:
         """Find the whole answer to a question that was asked before."""
         after = self._seq
         while True:
@@ -252,12 +278,11 @@ class _Turn:
             for message in page:
                 if (
                     message.role == "assistant"
-                    and message.metadata.get("turn") == self._question.id
-                    and not message.metadata.get("partial")
+                    and self._goes_on_from(message)
                     and not message.tool_calls
                 ):
                     self._ids.append(message.id)
-                    return message
+                    return Completion(message=message.to_openai()).text
             if len(page) < _FORWARD:
                 return None
             after = page[-1].seq
@@ -273,8 +298,13 @@ class _Turn:
             usage=self._usage,
         )
 
+    def _goes_on_from(self, message: Message) -> bool:
+        """Tell whether a message is the question, or a whole step towards its answer."""
+        mine = message.metadata.get("turn") == self._question.id
+        return message.id == self._question.id or (mine and not message.metadata.get("partial"))
+
     def _marked(self, message: Message) -> Message:
-        """Note on an answer which question it belongs to, for `stored_answer`."""
+        """Note on an answer which question it belongs to, for `_goes_on_from`."""
         if message is self._question:
             return message
         return msgspec.structs.replace(
@@ -360,6 +390,55 @@ class ReplyStream:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+_streaming: set[asyncio.Task[None]] = set()
+
+
+async def _in_a_task(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """Iterate over a generator in a task of its own, which runs while an item is awaited.
+
+    What is left half-read is closed by the garbage collector, or by the end of its loop. Both close
+    a generator and those that it iterates over at once, so that one trips over the other; a task
+    is cancelled, and they end one after the other, from the inside.
+    """
+    box: asyncio.Queue[tuple[T] | asyncio.Task[None]] = asyncio.Queue()
+    wanted: asyncio.Queue[bool] = asyncio.Queue()
+    task = asyncio.create_task(_pump(items, box.put_nowait, wanted))
+    # Held here, or the garbage collector would find it and them together with the iterator.
+    _streaming.add(task)
+    task.add_done_callback(_streaming.discard)
+    task.add_done_callback(box.put_nowait)
+    try:
+        while not isinstance(item := await box.get(), asyncio.Task):
+            yield item[0]
+            wanted.put_nowait(_MORE)
+    except BaseException:
+        task.cancel()
+        await asyncio.wait((task,))
+        if not task.cancelled():
+            task.result()
+        raise
+    item.result()
+
+
+def _answerable(completion: Completion) -> Completion:
+    calls = completion.message.get("tool_calls")
+    if not calls:
+        return completion
+    message = {**completion.message, "tool_calls": answerable(calls)}
+    return msgspec.structs.replace(completion, message=message)
+
+
+def _log_failure(storing: asyncio.Task[bool]) -> None:
+    if not storing.cancelled() and (error := storing.exception()) is not None:
+        _log_unstored(error)
+
+
+def _log_unstored(error: BaseException) -> None:
+    # Errors of ours hold no text of a conversation; others may.
+    shown = str(error) if isinstance(error, AgentStoreError) else type(error).__name__
+    _logger.warning("an answer that was broken off could not be stored: %s", shown)
 
 
 def _ended(reply: Reply | None) -> Reply:

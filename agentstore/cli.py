@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and getattr(arguments, "file", "") is None and not rest[0].startswith("--"):
-        # Up to Python 3.12 argparse leaves FILE over where an option stands between it and URL.
+    if rest and getattr(arguments, "file", "") is None and (rest[0] == "-" or rest[0][:1] != "-"):
+        # argparse leaves an optional FILE over where options stand between URL and it.
         arguments.file, *rest = rest
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from . import _validate as check
 from ._engine import Timeouts, engines, fitting
-from ._turns import Turns
+from ._turns import Turn, Turns
 from .conversations import Conversations
-from .errors import ConfigurationError, StoreError
-from .state import State, States
+from .errors import AgentStoreError, ConfigurationError
+from .state import State, States, every
 from .stores import Driver
-from .types import Capabilities, EngineHealth, ErasureReceipt, Health, Limits, Scope, Versioned
+from .types import Capabilities, EngineHealth, ErasureReceipt, Health, Limits, Scope
 from .wrappers import Bound
 
 if TYPE_CHECKING:
     from .sync import SyncDatabase
 
 __all__ = ["Database", "connect"]
+
+_PAGE = 100
+
+_PAGE = 100
 
 
 class Database:
@@ -46,7 +50,7 @@ class Database:
         self._wanted_limits = limits
         self._limits = fitting(limits, self._drivers())
         # How errors and `health` call the stores: by URLs without their secrets.
-        self._names = tuple(names) or (type(driver).__name__,)
+        self._names = tuple(names) or tuple(type(one).__name__ for one in self._drivers())
         self._blocking = blocking
         self._turns = Turns()
 
@@ -54,6 +58,11 @@ class Database:
     def tenant(self) -> str:
         """The tenant whose data this handle sees."""
         return self._tenant
+
+    @property
+    def limits(self) -> Limits:
+        """The largest values that are taken; final once the stores are open."""
+        return self._limits
 
     @property
     def capabilities(self) -> Capabilities:
@@ -68,8 +77,7 @@ class Database:
     @property
     def conversations(self) -> Conversations:
         """The conversations."""
-        store = self._driver.conversations(self._tenant)
-        return Conversations(store, backend=self._names[0], limits=self._limits)
+        return self._conversations(self._driver, self._names[0])
 
     @property
     def state(self) -> States:
@@ -92,7 +100,7 @@ class Database:
                 "make it with db(), or use the async methods"
             )
 
-    def turn(self, session_id: str) -> AbstractAsyncContextManager[None]:
+    def turn(self, session_id: str) -> Turn:
         """Hold the turn of a session: in this process they come one after the other."""
         return self._turns.take((self._tenant, session_id))
 
@@ -120,11 +128,11 @@ class Database:
     async def health(self) -> Health:
         """Ask each store for a sign of life; never raises for one that is down."""
         engines = []
-        for driver, name in zip(self._drivers(), self._names, strict=False):
+        for driver, name in zip(self._drivers(), self._names, strict=True):
             error = None
             try:
                 await driver.ping()
-            except StoreError as failure:
+            except AgentStoreError as failure:
                 error = str(failure)
             engines.append(EngineHealth(backend=name, ok=error is None, error=error))
         return Health(engines=tuple(engines))
@@ -143,16 +151,20 @@ class Database:
         It goes session by session; a call that broke off can be made again and goes on.
         What had expired and was not yet purged goes too, of every user.
         """
-        conversations = self.conversations
-        while await conversations.purge_expired():
-            pass
+        check.identifier(user_id, "user_id")  # None would be every user
+        for driver, name in zip(self._drivers(), self._names, strict=True):
+            while await self._conversations(driver, name).purge_expired():
+                pass
+        conversations, limit = self.conversations, min(_PAGE, self._limits.page)
         sessions = messages = state = 0
         more = True
         while more:
             more = False
             cursor: str | None = None
             while True:
-                page = await conversations.sessions(user_id=user_id, cursor=cursor)
+                page = await conversations.sessions(
+                    user_id=user_id, limit=min(_PAGE, self._limits.page), cursor=cursor
+                )
                 for session in page:
                     state += await self._clear(Scope("session", session.session_id))
                     if await conversations.delete(session.session_id):
@@ -173,10 +185,15 @@ class Database:
         """Give everything of a user, as JSON: a record for each session, then the user's state."""
         from .transfer import export_sessions
 
+        check.identifier(user_id, "user_id")
         async for record in export_sessions(self, user_id=user_id, state=True):
             yield record
-        values = {item.key: item.value async for item in _values(self.state.user(user_id))}
+        values = {item.key: item.value async for item in every(self.state.user(user_id))}
         yield {"user_id": user_id, "state": values}
+
+    def _conversations(self, driver: Driver, name: str) -> Conversations:
+        store = driver.conversations(self._tenant)
+        return Conversations(store, backend=name, limits=self._limits)
 
     def _scoped(self, scope: Scope) -> State:
         store = self._state_driver.state(self._tenant, scope)
@@ -189,7 +206,7 @@ class Database:
     async def _clear(self, scope: Scope) -> int:
         """Delete all state of a scope, and tell how many values there were."""
         state, deleted = self._scoped(scope), 0
-        async for item in _values(state):
+        async for item in every(state):
             deleted += await state.delete(item.key)
         return deleted
 
@@ -230,13 +247,3 @@ async def connect(
         yield database
     finally:
         await database.close()
-
-
-async def _values(state: State) -> AsyncIterator[Versioned]:
-    cursor: str | None = None
-    while True:
-        page = await state.items(cursor=cursor)
-        for item in page:
-            yield item
-        if (cursor := page.cursor) is None:
-            return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from . import _validate as check
@@ -10,7 +10,9 @@ from .conversations import called
 from .stores import StateStore
 from .types import Limits, Page, Scope, Versioned
 
-__all__ = ["State", "States"]
+__all__ = ["State", "States", "every"]
+
+_PAGE = 100
 
 T = TypeVar("T")
 
@@ -94,3 +96,14 @@ class State:
 
     async def _call(self, operation: str, call: Callable[[], Awaitable[T]]) -> T:
         return await called(self._backend, operation, call)
+
+
+async def every(state: State) -> AsyncGenerator[Versioned, None]:
+    """Give every value of a scope, page by page."""
+    cursor: str | None = None
+    while True:
+        page = await state.items(limit=min(_PAGE, state._limits.page), cursor=cursor)
+        for item in page:
+            yield item
+        if (cursor := page.cursor) is None:
+            return

@@ -19,9 +19,10 @@ from msgspec.structs import replace as _replace
 
 from . import _validate as check
 from ._ids import derived
-from .database import Database, _values
+from .database import Database
 from .driver._rows import encode_body
 from .errors import DataError, StoreError, UnavailableError
+from .state import every
 from .types import Limits, Message, Session
 
 __all__ = ["ImportReport", "Record", "dump_line", "export_sessions", "import_sessions", "load_line"]
@@ -87,7 +88,7 @@ async def export_sessions(
     One session is in memory at a time.
     What is written meanwhile may be in it or not.
     """
-    limit = min(_SESSIONS, database._limits.page)
+    limit = min(_SESSIONS, database.limits.page)
     cursor: str | None = None
     while True:
         page = await database.conversations.sessions(
@@ -96,7 +97,7 @@ async def export_sessions(
         for session in page:
             ours = _session_fields(session)
             if state:
-                items = _values(database.state.session(session.session_id))
+                items = every(database.state.session(session.session_id))
                 if values := {item.key: item.value async for item in items}:
                     ours["state"] = values
             messages = [_shown(one) async for one in _read(database, session.session_id, user_id)]
@@ -140,7 +141,7 @@ async def _take(database: Database, record: Record) -> ImportReport:
     check.identifier(line.session_id, "session_id")
     with _named(f"session {line.session_id!r}"):
         ours = _convert(line.agentstore, _SessionFields, _KEY)
-        _check(ours, database._limits)
+        _check(ours, database.limits)
         messages = _messages(line, database)
         if ours.expires_at is not None and ours.expires_at <= datetime.now(UTC):
             return ImportReport(left_out=1)
@@ -161,7 +162,7 @@ async def _store(
     ttl = None
     if stored is None and ours.expires_at is not None:
         ttl = (ours.expires_at - datetime.now(UTC)).total_seconds()
-    for batch in _batches(messages, database._limits.batch):
+    for batch in _batches(messages, database.limits.batch):
         result = await conversations.append(
             session_id, batch, user_id=ours.user_id, agent=ours.agent, ttl=ttl
         )
@@ -261,7 +262,7 @@ def _messages(line: _Line, database: Database) -> list[Message]:
             given[_KEY] = ours.pop(_KEY)
         ours.setdefault("id", derived(database.tenant, line.session_id, str(place)))
         message = _replace(check._from_mapping(given, name), **ours)
-        found.append(check._message(message, name, database._limits))
+        found.append(check._message(message, name, database.limits))
         # The store would take the second for a repeat of the first, and keep one.
         if places.setdefault(message.id, place) != place:
             raise DataError(f"{name} has the id of messages[{places[message.id]}]: {message.id!r}")

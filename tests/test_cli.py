@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import sqlite3
 import stat
@@ -48,10 +49,17 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/store.db"
 
 
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Import the recorded sessions once."""
+    path = tmp_path_factory.mktemp("imported") / "store.db"
+    assert run("import", f"sqlite:///{path}", RECORDED).returncode == 0
+    return path
+
+
 @pytest.fixture
-def full(url: str) -> str:
-    """Import the recorded sessions."""
-    assert run("import", url, RECORDED).returncode == 0
+def full(imported: Path, url: str, tmp_path: Path) -> str:
+    shutil.copy(imported, tmp_path)
     return url
 
 

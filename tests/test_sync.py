@@ -24,7 +24,15 @@ PAIRS = [
     (Database, SyncDatabase),
 ]
 # What needs no twin: it is there to make the twins, or answers at once.
-ASYNC_ONLY = {"sync", "capabilities", "state_capabilities", "tenant", "require_blocking", "turn"}
+ASYNC_ONLY = {
+    "sync",
+    "limits",
+    "capabilities",
+    "state_capabilities",
+    "tenant",
+    "require_blocking",
+    "turn",
+}
 
 
 def public(cls: type) -> dict[str, object]:
