@@ -14,7 +14,7 @@ from typing import Any, get_args
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .driver._rows import digest, encode_body
+from .driver._rows import digest, encode_body, plain
 from .errors import DataError
 from .types import Limits, Message, Role
 
@@ -25,7 +25,7 @@ _LONGEST_TTL = 100 * 366 * 24 * 3600
 _ROLES = frozenset(get_args(Role))
 _FORMAT = frozenset(("role", "content", "name", "tool_calls", "tool_call_id"))
 
-_encoder = msgspec.json.Encoder()
+_encoder = msgspec.json.Encoder(enc_hook=plain)
 
 
 def identifier(value: object, name: str) -> str:
@@ -74,7 +74,7 @@ def _text(value: object, name: str, limit: int) -> str:
         raise DataError(f"{name} has {size} bytes: {limit} is the most")
     if "\0" in value:
         raise DataError(f"{name} has a NUL character, which not every store can keep")
-    return value
+    return value if type(value) is str else str.__str__(value)
 
 
 def count(value: object, name: str, *, least: int = 1, most: int | None = None) -> int:
@@ -131,7 +131,7 @@ def _message(given: object, name: str, limits: Limits) -> Message:
     if not isinstance(message.role, str) or message.role not in _ROLES:
         known = ", ".join(sorted(_ROLES))
         raise DataError(f"{name}: role is {message.role!r}, and has to be one of {known}")
-    identifier(message.id, f"{name}.id")
+    message_id = identifier(message.id, f"{name}.id")
     content(message.content, f"{name}.content", limits)
     for key in ("name", "tool_call_id"):
         value = getattr(message, key)
@@ -149,7 +149,11 @@ def _message(given: object, name: str, limits: Limits) -> Message:
         count(message.tokens, f"{name}.tokens", least=0)
     _check_size(_encoded_body(message, name), name, limits.message)
     return msgspec.structs.replace(
-        message, digest=digest(message), created_at=_utc(message.created_at, name), seq=None
+        message,
+        id=message_id,
+        digest=digest(message),
+        created_at=_utc(message.created_at, name),
+        seq=None,
     )
 
 
@@ -189,7 +193,10 @@ def _check_extra(extra: object, name: str, limits: Limits) -> None:
 def _utc(moment: object, name: str) -> datetime:
     if not isinstance(moment, datetime) or moment.tzinfo is None:
         raise DataError(f"{name}.created_at has to be a datetime with its time zone")
-    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    try:
+        return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    except OverflowError:
+        raise DataError(f"{name}.created_at lies outside of the years 1 to 9999 in UTC") from None
 
 
 def _check_json(value: object, name: str, depth: int) -> None:

@@ -148,7 +148,8 @@ class Agent:
                             yield piece
                         else:
                             completion = piece
-                assert completion is not None  # noqa: S101 - `_ask` ends with it
+                if completion is None:
+                    raise ConfigurationError("the model ended its answer without a Completion")
                 calls = completion.message.get("tool_calls")
                 if not calls:
                     yield turn.reply(completion.text)
@@ -171,7 +172,6 @@ class Agent:
         if self.instructions:
             messages.insert(0, {"role": "system", "content": self.instructions})
         came = ""
-        answered = False
         try:
             async with aclosing(
                 self._model.respond(messages, tools=schemas, stream=stream)
@@ -183,15 +183,12 @@ class Agent:
                         continue
                     completion = _answerable(piece)
                     # From here on it is whole, and is stored as such.
-                    came, answered = "", True
+                    came = ""
                     await turn.keep_answer(completion)
                     yield completion
-            if not answered:
-                raise ConfigurationError("the model ended its answer without a Completion")
-        except BaseException:
+        finally:
             if came:
                 await turn.keep_part(came)
-            raise
 
 
 class _Turn:
@@ -237,6 +234,8 @@ class _Turn:
             storing.add_done_callback(_log_failure)
             await asyncio.wait((storing,), timeout=_LONGEST_STORE)
             raise
+        finally:
+            del storing  # or an error, its traceback and its task keep each other alive
 
     async def keep_answer(self, completion: Completion) -> None:
         """Append what the model answered."""
@@ -419,7 +418,10 @@ async def _in_a_task(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         if not task.cancelled():
             task.result()
         raise
-    item.result()
+    try:
+        item.result()
+    finally:
+        del task, item  # or an error, its traceback and its task keep each other alive
 
 
 def _answerable(completion: Completion) -> Completion:

@@ -35,7 +35,8 @@ def db(
     Nothing is opened before the first use, on an event loop in a thread of its own.
     One object serves any number of agents, threads and `asyncio.run()`s, and a forked child opens
     its own connections.
-    It is closed at exit, or by `close()`, and not by the agents it is handed to.
+    It is closed by `close()`, when nobody has it any more, or at exit, and not by the agents it is
+    handed to.
 
     `ConfigurationError` where the URL or an option is wrong.
     """
@@ -55,19 +56,19 @@ def db(
 class Hosted(Wrapper):
     """Runs every call on the facade's loop, and opens the store at the first one."""
 
+    _store: _Store | None = None
+    _closed = False
+
     def __init__(self, build: Callable[[], Driver]) -> None:
         super().__init__(build())
         self._build = build
-        self._home: Portal | None = None
-        self._opening: asyncio.Task[None] | None = None
-        self._closed = False
 
     async def _invoke(self, operation: Operation, call: Callable[[Driver], Awaitable[T]]) -> T:
         return await portal().call(self._there, call)
 
     async def open(self) -> None:
         """Open the store, where it isn't open yet."""
-        await portal().call(self._open)
+        await portal().call(self._opened)
 
     async def close(self) -> None:
         """Close the store for good."""
@@ -77,44 +78,93 @@ class Hosted(Wrapper):
         """Ask the store for a sign of life."""
         await portal().call(self._there, lambda driver: driver.ping())
 
+    def __del__(self) -> None:
+        if self._store is not None:
+            self._store.let_go()
+
     # From here on everything runs on the facade's loop.
 
     async def _there(self, call: Callable[[Driver], Awaitable[T]]) -> T:
-        if self._opening is None or not self._opening.done() or self._home is not portal():
-            await self._open()
-        return await call(self._inner)
+        return await call(await self._opened())
 
-    async def _open(self) -> None:
+    async def _opened(self) -> Driver:
         if self._closed:
             raise ClosedError("the database is closed")
-        if self._home is not portal():
-            # The first use, or the first in a forked child: what the parent opened is left to
-            # the parent, not even closed.
-            if self._home is not None:
-                self._inner = self._build()
-            self._home, self._opening = portal(), None
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._inner.open())
-            portal().on_exit(self._shut)
-        opening = self._opening
-        try:
-            # Shielded: several calls wait for one opening, and one may be cancelled.
-            await asyncio.shield(opening)
-        except BaseException:
-            if opening.done() and self._opening is opening:
-                # It failed: the next call tries again.
-                self._opening = None
-                portal().forget(self._shut)
-            raise
+        home, store = portal(), self._store
+        if store is not None and store.home is not home:
+            _of_parents.append(store)
+            store = None
+        if store is None or store.has_ended:
+            store = self._store = _Store(home, self._build())
+            self._inner = store.driver
+        if not store.is_open:
+            await store.opening()
+        return store.driver
 
     async def _close(self) -> None:
         self._closed = True
-        await self._shut()
+        if self._store is not None and self._store.home is portal():
+            await self._store.close()
 
-    async def _shut(self) -> None:
-        """Close what is open; at exit, a late thread may open it once more."""
-        opening, self._opening = self._opening, None
-        portal().forget(self._shut)
-        if opening is not None and self._home is portal():
-            await asyncio.wait((opening,))
-            await self._inner.close()
+
+# What a forked child found open is left to its parent: not even garbage collected, which would
+# close it.
+_of_parents: list[_Store] = []
+
+
+class _Store:
+    """A driver on the facade's loop, from its opening to its close.
+
+    Both go on where a caller that waits for them is cancelled.
+    """
+
+    def __init__(self, home: Portal, driver: Driver) -> None:
+        self.home = home
+        self.driver = driver
+        self.is_open = False
+        self._opening = asyncio.create_task(self._open())
+        # Where nobody waits for it any more: the next call tries again, and says what it meets.
+        self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._closing: asyncio.Task[None] | None = None
+        home.on_exit(self.close)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it could not be opened, or is being closed."""
+        return self._closing is not None or (self._opening.done() and not self.is_open)
+
+    async def opening(self) -> None:
+        """Wait until it is open, or raise why it can't be."""
+        await asyncio.wait((self._opening,))
+        self._opening.result()
+
+    async def close(self) -> None:
+        """Close it, and wait for that; at exit, a late thread opens another one."""
+        await asyncio.wait((self._begin_to_close(),))
+        self._begin_to_close().result()
+
+    def let_go(self) -> None:
+        """Have it closed, because nobody can use it any more; in any thread, at any moment."""
+        if self.home._thread.is_alive():
+            self.home._loop.call_soon_threadsafe(self._begin_to_close)
+
+    def _begin_to_close(self) -> asyncio.Task[None]:
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        return self._closing
+
+    async def _open(self) -> None:
+        try:
+            await self.driver.open()
+        except BaseException:
+            self.home.forget(self.close)
+            raise
+        self.is_open = True
+
+    async def _close(self) -> None:
+        await asyncio.wait((self._opening,))
+        try:
+            if self.is_open:
+                await self.driver.close()
+        finally:
+            self.home.forget(self.close)

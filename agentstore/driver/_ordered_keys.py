@@ -37,6 +37,7 @@ import msgspec
 
 from ..errors import DataError
 from ._clock import now
+from ._rows import plain
 
 SESSION, MESSAGE, ID, VALUE, COUNTER = b"s", b"m", b"i", b"v", b"c"
 NEWEST, BY_ID, KEYS, EXPIRY, GRAVES, _REST = b"n", b"b", b"k", b"x", b"g", b"r"
@@ -44,6 +45,8 @@ NEWEST, BY_ID, KEYS, EXPIRY, GRAVES, _REST = b"n", b"b", b"k", b"x", b"g", b"r"
 DIGITS = 16
 _CUT = 272  # more than half of the longest name: digits and an id
 _PLACE = 33  # a space and a hash
+
+_encoder = msgspec.json.Encoder(enc_hook=plain)
 
 T = TypeVar("T")
 
@@ -102,7 +105,7 @@ class Batch:
 
     def put(self, key: bytes, value: object) -> None:
         """Write one value, as JSON."""
-        self._waiting[key] = msgspec.json.encode(value)
+        self._waiting[key] = _encoder.encode(value)
 
     def delete(self, key: bytes) -> None:
         """Delete one value."""

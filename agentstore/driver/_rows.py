@@ -25,8 +25,18 @@ class _Body(msgspec.Struct, frozen=True, omit_defaults=True):
     extra: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-_encoder = msgspec.json.Encoder()
-_canonical = msgspec.json.Encoder(order="sorted")
+def plain(value: object) -> object:
+    """Give text or a number of a subclass, such as a `Reply`, as JSON has it."""
+    if isinstance(value, str):
+        # Not str(value), which of an enum is its name.
+        return str.__str__(value)
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=plain)
+_canonical = msgspec.json.Encoder(enc_hook=plain, order="sorted")
 _body_decoder = msgspec.json.Decoder(_Body)
 
 

@@ -25,7 +25,7 @@ class Bound(Wrapper):
     def __init__(self, inner: Driver) -> None:
         super().__init__(inner)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = os.getpid()
+        self._pid = 0
 
     async def _invoke(self, operation: Operation, call: Callable[[Driver], Awaitable[T]]) -> T:
         self._check()
@@ -34,13 +34,14 @@ class Bound(Wrapper):
     async def open(self) -> None:
         """Open the wrapped store, which belongs to this loop from now on."""
         await self._inner.open()
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
 
     async def close(self) -> None:
-        """Close the wrapped store, once."""
+        """Close the wrapped store, once; a close that broke off can be made again."""
         if self._loop is not None:
-            self._loop = None
+            self._check()
             await self._inner.close()
+            self._loop = None
 
     async def ping(self) -> None:
         """Ask the wrapped store for a sign of life."""

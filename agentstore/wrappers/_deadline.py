@@ -44,7 +44,19 @@ class Deadline(Wrapper):
 
     async def open(self) -> None:
         """Open the wrapped store, or give up after `connect` seconds."""
-        await _within(self._connect, self._inner.open(), "open", outcome_unknown=False)
+        given_up = False
+
+        async def opening() -> None:
+            await self._inner.open()
+            if given_up:
+                # It is open after all, and nobody knows: nobody else would close it.
+                await self._inner.close()
+
+        try:
+            await _within(self._connect, opening(), "open", outcome_unknown=False)
+        except BaseException:
+            given_up = True
+            raise
 
     async def close(self) -> None:
         """Close the wrapped store, or leave it after `attempt` seconds."""
@@ -58,16 +70,29 @@ class Deadline(Wrapper):
 async def _within(
     seconds: float, work: Coroutine[Any, Any, T], operation: str, *, outcome_unknown: bool
 ) -> T:
-    task = asyncio.get_running_loop().create_task(work)
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    # By hand what asyncio.wait does for any number of tasks: every call comes through here.
+    over: asyncio.Future[None] = loop.create_future()
+
+    def end(_: object = None) -> None:
+        if not over.done():
+            over.set_result(None)
+
+    task.add_done_callback(end)
+    timer = loop.call_later(seconds, end)
     try:
-        done, _ = await asyncio.wait((task,), timeout=seconds)
+        await over
     except asyncio.CancelledError:
-        task.cancel()
         _abandon(task)
         raise
-    if done:
-        return task.result()
-    task.cancel()
+    finally:
+        timer.cancel()
+    if task.done():
+        try:
+            return task.result()
+        finally:
+            del task  # or an error, its traceback and its task keep each other alive
     _abandon(task)
     raise DeadlineError(
         f"no answer within {seconds:g} s", operation=operation, outcome_unknown=outcome_unknown
@@ -75,6 +100,7 @@ async def _within(
 
 
 def _abandon(task: asyncio.Task[Any]) -> None:
+    task.cancel()
     _abandoned.add(task)
     task.add_done_callback(_bury)
 

@@ -111,7 +111,7 @@ class Suite:
             and getattr(mine, name) is not test
             and not _is_excused(getattr(mine, name))
         ]
-        assert changed == [], "mark what is overridden with @pytest.mark.xfail(reason=…)"
+        assert changed == [], f"mark with @pytest.mark.xfail(reason=…): {', '.join(changed)}"
 
 
 def _is_excused(test: object) -> bool:
@@ -120,10 +120,10 @@ def _is_excused(test: object) -> bool:
 
 
 def require(database: Database, **capabilities: object) -> None:
-    """Skip the test unless the store declares these capabilities."""
+    """Skip the test unless the store declares these capabilities (of several values, any)."""
     for name, wanted in capabilities.items():
         declared = getattr(database.capabilities, name)
-        if declared != wanted:
+        if declared not in (wanted if isinstance(wanted, tuple) else (wanted,)):
             what = f"no {name}" if wanted is True else f"{name}={declared!r}"
             pytest.skip(f"declares {what}")
 

@@ -57,7 +57,6 @@ class AppendTests(Suite):
         assert tuple(message.seq for message in stored) == result.seqs
         assert result.created == (True, True, True)
 
-    @contract
     async def test_seq_rises(self, conversations: Conversations) -> None:
         """`seq` starts above 0 and rises with every message of a session."""
         seqs: list[int] = []
@@ -106,7 +105,6 @@ class AppendTests(Suite):
         assert again.created == (False, False)
         assert texts(await conversations.read("s")) == ["one", "two", "three"]
 
-    @contract
     async def test_repeats_and_new_ones_mix(self, conversations: Conversations) -> None:
         """A batch may hold stored and new messages: only the new ones are added, at the end."""
         one, two, three = say("one"), say("two"), say("three")

@@ -28,7 +28,6 @@ class CapabilityTests(Suite):
         assert isinstance(driver, Driver)
         assert driver.api_version == API_VERSION
 
-    @contract
     async def test_capabilities_make_sense(self, database: Database) -> None:
         """Each capability has one of its values, and no limit is below 1."""
         declared = database.capabilities

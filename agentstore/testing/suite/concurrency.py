@@ -59,7 +59,6 @@ class ConcurrencyTests(Suite):
         # A batch stays together: nobody's message comes between the two.
         assert texts(stored)[::2] == texts(stored)[1::2]
 
-    @contract
     async def test_many_sessions(self, conversations: Conversations) -> None:
         """32 tasks on a session each don't mix, and every session counts its own."""
 
@@ -148,7 +147,6 @@ class ConcurrencyTests(Suite):
             )
             version = put.version
 
-    @contract
     async def test_increments_add_up(self, database: Database) -> None:
         """Increments by compare-and-set from many tasks add up exactly."""
         require(database, compare_and_set=True)

@@ -85,7 +85,6 @@ class ExpiryTests(Suite):
         assert (await conversations.fork("s", "t")).expires_at is None
         assert texts(await conversations.read("t")) == ["a"]
 
-    @contract
     async def test_append_slides_the_expiry(self, database: Database) -> None:
         """`append(ttl=)` counts from now on; without `ttl` the expiry stays."""
         require(database, ttl=True)
@@ -153,7 +152,6 @@ class ExpiryTests(Suite):
         assert ([item.key for item in page], page.cursor) == (["b"], None)
         assert await state.delete("a") is False
 
-    @contract
     async def test_expired_version_never_comes_again(self, database: Database) -> None:
         """To `expect` an expired value is none, and its version is not used again."""
         require(database, ttl=True, compare_and_set=True)

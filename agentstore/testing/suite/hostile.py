@@ -70,7 +70,6 @@ class HostileTests(Suite):
             "replaced" if place % 10 == 0 else one for place, one in enumerate(IDS)
         ]
 
-    @contract
     async def test_user_ids(self, database: Database) -> None:
         """Users whose ids are twins own different sessions, and see no others."""
         require(database, listing="exact")
@@ -100,7 +99,6 @@ class HostileTests(Suite):
             got = await _all(state(one).get("k") for one in IDS)
             assert [one and one.value for one in got] == list(IDS)
 
-    @contract
     async def test_tenants(self, database: Database) -> None:
         """Tenants whose names are twins are different tenants."""
         views = [database.for_tenant(one).conversations for one in IDS]

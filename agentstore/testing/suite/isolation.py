@@ -73,7 +73,6 @@ class IsolationTests(Suite):
         assert await conversations.get("s", user_id="u") == await conversations.get("s")
         assert texts(await conversations.read("s", user_id="u")) == ["x"]
 
-    @contract
     async def test_append_to_the_session_of_another_user(
         self, conversations: Conversations
     ) -> None:

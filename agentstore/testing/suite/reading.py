@@ -15,7 +15,6 @@ __all__ = ["ReadingTests"]
 class ReadingTests(Suite):
     """The pages of rule 4."""
 
-    @contract
     async def test_absent_session_is_empty(self, conversations: Conversations) -> None:
         """A session that doesn't exist reads as no messages, whatever is asked of it."""
         assert list(await conversations.read("s")) == []
@@ -23,7 +22,6 @@ class ReadingTests(Suite):
         assert list(await conversations.read("s", first=5, after=1)) == []
         assert list(await conversations.read("s", max_tokens=5)) == []
 
-    @contract
     async def test_history_is_fresh(self, conversations: Conversations) -> None:
         """A read that reached the store isn't stale, and nothing of it is pending."""
         await conversations.append("s", [say("x")])
@@ -31,7 +29,6 @@ class ReadingTests(Suite):
         assert (history.stale, history.pending) == (False, 0)
         assert history.as_of.utcoffset() is not None
 
-    @contract
     async def test_first_and_last(self, conversations: Conversations) -> None:
         """`first` and `last` take from either end, and always answer oldest first."""
         await conversations.append("s", [say(str(i)) for i in range(9)])

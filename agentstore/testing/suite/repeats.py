@@ -45,7 +45,6 @@ class RepeatTests(Suite):
         assert session is not None
         assert session.message_count == 3
 
-    @contract
     async def test_append_expecting_again(self, repeating: Database) -> None:
         """Nor is it a conflict with itself where it expects a `seq`."""
         require(repeating, conflict_detection=True)

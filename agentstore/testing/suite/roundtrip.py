@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta, timezone
+from enum import IntEnum, StrEnum
 from typing import Any
 
 from hypothesis import given
@@ -12,8 +13,9 @@ from msgspec.structs import replace
 
 from ..._ids import uuid7
 from ...conversations import Conversations
+from ...database import Database
 from ...state import State
-from ...types import Message
+from ...types import Message, Reply
 from ..corpus import TEXTS
 from ..strategies import json_values, messages
 from ._base import Suite, contract, examples, say, texts, written
@@ -109,6 +111,14 @@ _NUMBERS: list[Any] = [
 ]
 
 
+class _Kind(StrEnum):
+    ALPHA = "alpha"
+
+
+class _Level(IntEnum):
+    LOW = 3
+
+
 class RoundTripTests(Suite):
     """Fidelity: OpenAI's format, text, numbers, and times."""
 
@@ -121,7 +131,6 @@ class RoundTripTests(Suite):
             name: _keys(message) for name, message in OPENAI.items()
         }
 
-    @contract
     async def test_fields_of_ours(self, conversations: Conversations) -> None:
         """Id, metadata, tokens and time come back beside what the format has."""
         message = say(
@@ -136,6 +145,7 @@ class RoundTripTests(Suite):
         assert written(stored[0]) == written(message)
         assert [one.tokens for one in stored] == [12, 0]
 
+    @contract
     async def test_text(self, conversations: Conversations) -> None:
         """Text comes back character for character, with NUL and in every field that has text."""
         await conversations.append(
@@ -188,6 +198,25 @@ class RoundTripTests(Suite):
         assert session is not None
         assert list(map(repr, session.metadata["n"])) == list(map(repr, _NUMBERS))
 
+    async def test_text_of_a_subclass(self, database: Database) -> None:
+        """A reply or an enum is stored as the text or number that it is, as an id too."""
+        conversations, state = database.conversations, database.state.user(_Kind.ALPHA)
+        value = {"text": Reply("hi"), "kind": _Kind.ALPHA, "level": _Level.LOW, _Kind.ALPHA: 1}
+        message = Message(role="assistant", content=Reply("hello"), id=_Kind.ALPHA, metadata=value)
+        await conversations.append(_Kind.ALPHA, [message], user_id=_Kind.ALPHA)
+        await conversations.update(_Kind.ALPHA, title=Reply("T"), metadata=value)
+        await state.put(_Kind.ALPHA, value)
+        plain = {"text": "hi", "kind": "alpha", "level": 3, "alpha": 1}
+        stored = (await conversations.read("alpha", user_id="alpha"))[0]
+        assert (stored.id, stored.content, stored.metadata) == ("alpha", "hello", plain)
+        session = await conversations.get("alpha")
+        assert session is not None
+        assert (session.user_id, session.title, session.metadata) == ("alpha", "T", plain)
+        got = await state.get("alpha")
+        assert got is not None
+        assert (got.key, got.value) == ("alpha", plain)
+        assert (await conversations.append("alpha", [message])).created == (False,)
+
     async def test_order_of_keys(self, conversations: Conversations, state: State) -> None:
         """The keys of an object come back in the order in which they were given."""
         value = {"z": 1, "a": {"y": 1, "b": 2}, "": 3, "10": 4, "9": 5, "B": 6}
@@ -199,6 +228,7 @@ class RoundTripTests(Suite):
         for one in (stored.metadata, stored.extra["data"], put.value, got.value):
             assert json.dumps(one) == json.dumps(value)
 
+    @contract
     async def test_times(self, conversations: Conversations) -> None:
         """A time comes back in UTC, the same moment to the microsecond, from any zone and year."""
         moments = [

@@ -18,7 +18,6 @@ __all__ = ["StateTests"]
 class StateTests(Suite):
     """Rule 6, and the rest of `StateStore`."""
 
-    @contract
     async def test_absent_value_is_none(self, state: State) -> None:
         """A key that nobody wrote is `None`, and nothing to delete."""
         assert await state.get("k") is None
@@ -33,7 +32,6 @@ class StateTests(Suite):
         assert put.version > 0
         assert await state.get("k") == put
 
-    @contract
     async def test_put_replaces(self, state: State) -> None:
         """A later `put` takes the place of the value, under another version."""
         first = await state.put("k", 1)
@@ -47,7 +45,6 @@ class StateTests(Suite):
         put = await state.put("k", None)
         assert await state.get("k") == Versioned(key="k", value=None, version=put.version)
 
-    @contract
     async def test_delete(self, state: State) -> None:
         """A deleted value is gone, and is deleted once."""
         await state.put("k", 1)
@@ -56,7 +53,6 @@ class StateTests(Suite):
         assert list(await state.items()) == []
         assert await state.delete("k") is False
 
-    @contract
     async def test_put_expecting_a_version(self, database: Database) -> None:
         """`put(expect=)` writes where that version is stored, and nothing anywhere else."""
         require(database, compare_and_set=True)
@@ -68,7 +64,6 @@ class StateTests(Suite):
                 await state.put("k", 3, expect=wrong)
         assert await state.get("k") == second
 
-    @contract
     async def test_put_expecting_nothing(self, database: Database) -> None:
         """`put(expect=0)` writes where nothing is stored, as after a deletion."""
         require(database, compare_and_set=True)
@@ -82,7 +77,6 @@ class StateTests(Suite):
         await state.delete("k")
         assert (await state.put("k", 3, expect=0)).value == 3
 
-    @contract
     async def test_delete_expecting_a_version(self, database: Database) -> None:
         """`delete(expect=)` deletes that version and no other."""
         require(database, compare_and_set=True)

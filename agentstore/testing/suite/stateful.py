@@ -168,7 +168,7 @@ class _Machine(RuleBasedStateMachine):
             self._append(session_id, batch, None, expected)
 
     @rule(session_id=_sessions, user_id=_users, size=_sizes, end=_ends, low=_places, high=_places)
-    def read(
+    def read(  # noqa: PLR0917 - Hypothesis calls it, by name
         self,
         session_id: str,
         user_id: str | None,

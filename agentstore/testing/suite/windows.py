@@ -72,7 +72,6 @@ class WindowTests(Suite):
             window = await conversations.read("s", last=last)
             assert len(window) == size, f"a window of {last}"
 
-    @contract
     async def test_unbounded_read_is_whole(self, conversations: Conversations) -> None:
         """Without `first`, `last` and bounds a read gives everything."""
         await conversations.append("s", [say(str(i)) for i in range(150)])

@@ -34,7 +34,7 @@ def open_directory(path: Path, timeout: float) -> tuple[Path, Locks]:
         raise ConfigurationError(f"{base} is a file, and a store of JSON files is a directory")
     files.make_directory(base)
     if not os.access(base, os.R_OK | os.W_OK | os.X_OK):
-        raise ConfigurationError(f"the directory {base} can't be written: is it read-only?")
+        raise ConfigurationError(f"{base} can't be opened for writing: is it read-only?")
     marker = base / _FORMAT_FILE
     if not marker.exists() and (strangers := _strangers(base)):
         raise ConfigurationError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from agentstore.errors import (
     CapacityError,
@@ -35,8 +36,9 @@ def translate(failure: OSError) -> StoreError | ConfigurationError:
             error = UnavailableError(f"{where} can't be reached", retryable=False)
         case errno.ELOOP | errno.EISDIR | errno.ENOTDIR:
             error = DataError(f"{where} is a link or a directory, and has to be a file")
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return ConfigurationError(f"{where} can't be written: is it read-only? [{code}]")
+        case errno.EACCES | errno.EPERM | errno.EROFS | errno.ENAMETOOLONG:
+            reason = os.strerror(failure.errno)
+            return ConfigurationError(f"{where} can't be opened for writing: {reason} [{code}]")
         case _:
             error = DriverError(f"{where} can't be used")
     error.code = code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import threading
@@ -11,9 +10,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from agentstore.errors import OverloadedError
+from agentstore.errors import MissingDependencyError, OverloadedError
 
 from . import _files as files
+
+try:
+    import fcntl
+except ImportError:
+    raise MissingDependencyError(
+        "json:// locks its files with fcntl, which Windows doesn't have: use sqlite:// there"
+    ) from None
 
 
 class Locks:

@@ -94,6 +94,7 @@ class Log:
         """Put these lines in the place of all that were there; the first is to be unique."""
         data = b"".join(line + b"\n" for line in lines)
         files.make_directory(self.path.parent)
+        self._settled = False
         files.replace(self.path, data)
         self._first, self._settled = data[:_IDENTITY], True
         self.end, self.lines = len(data), len(lines)

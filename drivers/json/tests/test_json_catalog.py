@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import json
 import logging
 import random
@@ -17,6 +17,24 @@ from agentstore.driver import TOUCH_INTERVAL, now
 pytestmark = pytest.mark.asyncio
 
 FileOf = Callable[..., Path]
+
+
+class Clock:
+    """The time as the driver sees it."""
+
+    def __init__(self) -> None:
+        self.micros = now()
+
+    def forward(self, seconds: float) -> None:
+        self.micros += round(seconds * 1_000_000)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Stop the time, and move it by hand."""
+    clock = Clock()
+    monkeypatch.setattr("agentstore_json._records.now", lambda: clock.micros)
+    return clock
 
 
 def said(text: str) -> list[Message]:
@@ -103,34 +121,35 @@ async def test_made_again_by_an_append(url: str, base: Path, left: bytes | None)
         assert await listed(database) == ["new", *NEWEST]
 
 
-async def test_made_again_with_what_expires(url: str, base: Path) -> None:
+async def test_made_again_with_what_expires(url: str, base: Path, clock: Clock) -> None:
     """What had expired, and what expires later than the first line says, is purged all the same."""
     async with connect(url) as database:
-        await database.conversations.append("past", said("x"), ttl=0.001)
+        await database.conversations.append("past", said("x"), ttl=1)
         await database.conversations.append("later", said("x"))
-        await database.conversations.update("later", ttl=0.2)
+        await database.conversations.update("later", ttl=100)
         await database.conversations.append("stays", said("x"))
+        clock.forward(50)
         lose(base, None)
-        await asyncio.sleep(0.01)
-        assert await listed(database) == ["stays", "later"]
+        assert {*await listed(database)} == {"later", "stays"}
         assert await database.conversations.purge_expired() == 1
-        await asyncio.sleep(0.2)
+        clock.forward(60)
         assert await database.conversations.purge_expired() == 1
         assert await database.conversations.purge_expired() == 0
         assert await listed(database) == ["stays"]
 
 
-async def test_sliding_expiry_is_noted_once(database: Database, base: Path) -> None:
+async def test_sliding_expiry_is_noted_once(database: Database, base: Path, clock: Clock) -> None:
     """An expiry that is moved with every append costs the catalog nothing, and holds."""
-    await database.conversations.append("s", said("x"), ttl=0.05)
+    await database.conversations.append("s", said("x"), ttl=10)
     size = len((base / "catalog.jsonl").read_bytes())
     for _ in range(5):
+        clock.forward(1)
         await database.conversations.append("s", said("x"), ttl=10)
     assert len((base / "catalog.jsonl").read_bytes()) == size
-    await asyncio.sleep(0.06)
+    clock.forward(8)
     assert await database.conversations.purge_expired() == 0
-    await database.conversations.append("s", said("x"), ttl=0.001)
-    await asyncio.sleep(0.002)
+    await database.conversations.append("s", said("x"), ttl=1)
+    clock.forward(1)
     assert await database.conversations.purge_expired() == 1
 
 
@@ -156,27 +175,25 @@ async def test_torn_line(database: Database, other: Database, base: Path) -> Non
 
 
 async def test_it_is_written_anew_when_it_has_grown(
-    url: str, base: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, base: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     """Entries that no longer hold are dropped now and then, under the eyes of other processes."""
     monkeypatch.setattr("agentstore_json._catalog._SMALL", 4096)
-    clock = now()
-    monkeypatch.setattr("agentstore_json._records.now", lambda: clock)
     ids = [f"s{n}" for n in range(5)]
-    order = random.Random(1).choices(ids, k=200)
+    order = ids + random.Random(1).choices(ids, k=200)
     sizes = []
     async with connect(url) as database, connect(url) as other:
-        for session_id in ids + order:
-            clock += TOUCH_INTERVAL
+        for number, session_id in enumerate(order):
+            clock.forward(TOUCH_INTERVAL / 1_000_000)
             await database.conversations.append(session_id, said("x"))
             sizes.append(len((base / "catalog.jsonl").read_bytes()))
-            if clock % 7 == 0:
+            if number % 7 == 0:
                 await listed(other)
-        newest = sorted(ids, key=lambda each: max(i for i, s in enumerate(order) if s == each))
-        assert await listed(database) == newest[::-1]
-        assert await listed(other) == newest[::-1]
-    assert max(sizes) < 4 * 4096
-    assert sizes[-1] < len(order) * 40
+        newest = [*dict.fromkeys(reversed(order))]
+        assert await listed(database) == newest
+        assert await listed(other) == newest
+    assert max(sizes) <= 2 * 4096 + 100
+    assert any(after < before for before, after in itertools.pairwise(sizes))
 
 
 def lose(base: Path, left: bytes | None) -> None:

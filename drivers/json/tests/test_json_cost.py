@@ -107,9 +107,9 @@ async def test_pages_cost_the_same_at_any_count(database: Database) -> None:
         for n in range(count):
             await database.conversations.append(f"s{n:04}", said("x"), user_id="ann")
         for options in ({}, {"user_id": "ann"}, {"prefix": "s0"}):
-            await database.conversations.sessions(limit=10, **options)  # type: ignore[arg-type]
+            await database.conversations.sessions(limit=10, **options)
             with counted() as cost:
-                page = await database.conversations.sessions(limit=10, **options)  # type: ignore[arg-type]
+                page = await database.conversations.sessions(limit=10, **options)
             assert len(page) == 10
             assert page.cursor is not None
             costs.append(cost)

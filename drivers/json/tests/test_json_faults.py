@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -107,7 +107,7 @@ async def test_disk_full_where_a_file_is_replaced(
     await state.put("key", 1)
     before = {path: path.read_bytes() for path in files(base) if "catalog" not in path.name}
     disk.code, disk.full_after = errno.ENOSPC, 10
-    calls = {
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
         "append": lambda: conversations.append("new", said("x")),
         "rewind": lambda: conversations.rewind("s", to=0),
         "replace": lambda: conversations.replace("s", "id of one", content="x"),

@@ -76,6 +76,7 @@ def test_killed_writers(url: str, kills: int) -> None:
             for process in started:
                 assert process.stdout is not None
                 acknowledged.append(process.stdout.readline())
+                assert acknowledged[-1], "the writer ended by itself"
             time.sleep(random.uniform(0, 0.05))
             for process in started:
                 process.send_signal(signal.SIGKILL)
@@ -121,10 +122,10 @@ async def check_after_kills(url: str, seen: dict[str, list[tuple[str, int]]]) ->
             assert texts[1:] == [f"{name} {number}"]
             assert texts[0] in ("redacted", texts[1])
             assert texts[0] == "redacted" or (name, int(number)) not in redacted
-        for name, number in seen.get("state", []):
-            value = await database.state.app().get(name)
+        for key, least in seen.get("state", []):
+            value = await database.state.app().get(key)
             assert value is not None
-            assert value.value >= number
+            assert value.value >= least
 
 
 async def all_sessions(database: Database) -> AsyncIterator[Session]:
@@ -261,7 +262,26 @@ asyncio.run(main())
             read(url)
         for path in (Path(parent), *Path(parent).rglob("*")):
             path.chmod(0o755)
-        assert "can't be written: is it read-only?" in run(script, url)
+        assert "can't be opened for writing" in run(script, url)
+
+
+def test_system_without_fcntl(url: str) -> None:
+    """Where there is no `fcntl`, as on Windows, the reason and the remedy are told."""
+    script = """
+import asyncio, sys
+import agentstore.database
+
+async def main():
+    try:
+        async with agentstore.connect(sys.argv[1]):
+            pass
+    except agentstore.ConfigurationError as error:
+        print(error)
+
+sys.modules["fcntl"] = None
+asyncio.run(main())
+"""
+    assert run(script, url).endswith("which Windows doesn't have: use sqlite:// there\n")
 
 
 def test_full_disk(url: str) -> None:

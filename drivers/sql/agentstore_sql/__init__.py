@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from agentstore.errors import MissingDependencyError
+
 from ._import_table import read_table
 from ._sqlite import SQLiteDriver
 from ._tables import Tables
 
-__all__ = ["SQLiteDriver", "Tables", "read_table"]
+if TYPE_CHECKING:
+    from ._postgresql import PostgreSQLDriver
+
+__all__ = ["PostgreSQLDriver", "SQLiteDriver", "Tables", "read_table"]
+
+# Drivers of servers, by their module and by the extra that brings what they stand on.
+_SERVERS = {"PostgreSQLDriver": ("._postgresql", "postgresql", {"asyncpg"})}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever it is that is exported
+    if name not in _SERVERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, extra, needed = _SERVERS[name]
+    try:
+        return getattr(import_module(module, __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name not in needed:
+            raise
+        raise MissingDependencyError(
+            f"{error.name} is not installed: run pip install 'agentstore-sql[{extra}]'"
+        ) from None

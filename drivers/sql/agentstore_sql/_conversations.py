@@ -8,13 +8,11 @@ from typing import Any
 from sqlalchemy import Connection
 
 from agentstore.driver import (
-    TOMBSTONE_AGE,
     Known,
     Row,
     decode_cursor,
     dump,
     encode_cursor,
-    now,
     operation_id,
     plan_append,
     read_messages,
@@ -24,6 +22,7 @@ from agentstore.types import UNSET, AppendResult, History, Hit, Message, Page, S
 
 from ._engine import Engine
 from ._sessions import SessionRow, Sessions
+from ._statement import Statement
 from ._statements import AFTER_ALL
 
 _GREATEST = (1 << 63) - 1
@@ -70,7 +69,8 @@ class SQLConversations:
                 last_seq=row.last_seq,
                 expect_seq=expect_seq,
             )
-            self._add(connection, row, plan.rows, _expiry(row, ttl))
+            expires_at = row.expires_at if ttl is None else row.after(ttl)
+            self._add(connection, row, plan.rows, expires_at)
             return plan.result(self._engine.durability)
 
         return await self._engine.write(job)
@@ -91,21 +91,16 @@ class SQLConversations:
         async def fetch(
             *, after: int | None, before: int | None, limit: int | None, newest: bool
         ) -> list[Message]:
-            def job(connection: Connection) -> list[Message]:
-                rows = self._statements.slices[user_id is not None, newest].rows(
-                    connection,
-                    tenant=self._tenant,
-                    session_id=session_id,
-                    user_id=user_id,
-                    now=now(),
-                    after=after or 0,
-                    before=_GREATEST if before is None else before,
-                    limit=_GREATEST if limit is None else limit,
-                )
-                messages = [Row(*row).message() for row in rows]
-                return messages[::-1] if newest else messages
-
-            return await self._engine.read(job)
+            rows = await self._rows(
+                self._statements.slices[user_id is not None, newest],
+                session_id=session_id,
+                user_id=user_id,
+                after=after or 0,
+                before=_GREATEST if before is None else before,
+                limit=_GREATEST if limit is None else limit,
+            )
+            messages = [Row(*row).message() for row in rows]
+            return messages[::-1] if newest else messages
 
         messages = await read_messages(
             fetch, first=first, last=last, before=before, after=after, max_tokens=max_tokens
@@ -114,10 +109,9 @@ class SQLConversations:
 
     async def get(self, session_id: str, *, user_id: str | None = None) -> Session | None:
         """Tell what is known of a session."""
-        row = await self._engine.read(
-            lambda connection: self._sessions(connection).find(session_id)
-        )
-        if row is None or (user_id is not None and user_id != row.user_id):
+        rows = await self._rows(self._statements.find, session_id=session_id)
+        row = SessionRow(*rows[0]) if rows else None
+        if row is None or not row.alive or (user_id is not None and user_id != row.user_id):
             return None
         return row.shown()
 
@@ -138,8 +132,8 @@ class SQLConversations:
             row = row._replace(
                 title=row.title if title is UNSET else title,
                 metadata=row.metadata if metadata is UNSET else dump(metadata),
-                expires_at=row.expires_at if ttl is UNSET else _after(ttl),
-                updated_at=row.touched(now()),
+                expires_at=row.expires_at if ttl is UNSET else row.after(ttl),
+                updated_at=row.touched,
             )
             self._statements.set_words.run(
                 connection,
@@ -172,16 +166,7 @@ class SQLConversations:
             statement = self._statements.by_id[of_user]
             behind = decode_cursor(cursor, str)[0] if cursor else ""
             place = {"start": prefix, "behind": behind, "stop": prefix + AFTER_ALL}
-        found = await self._engine.read(
-            lambda connection: statement.rows(
-                connection,
-                tenant=self._tenant,
-                user_id=user_id,
-                now=now(),
-                limit=limit + 1,
-                **place,
-            )
-        )
+        found = await self._rows(statement, user_id=user_id, limit=limit + 1, **place)
         rows = [SessionRow(*row) for row in found]
         following = None
         if len(rows) > limit:
@@ -301,8 +286,7 @@ class SQLConversations:
             sessions = self._sessions(connection)
             row = sessions.hold(session_id)
             if row is None:
-                grave = sessions.grave(session_id)
-                return grave is not None and grave[1] == operation
+                return sessions.deleted_by(operation, session_id)
             if row.operation != operation:
                 sessions.bury(row, operation=operation)
             return True
@@ -313,16 +297,13 @@ class SQLConversations:
         """Free the space of what has expired, and forget old tombstones."""
 
         def job(connection: Connection) -> int:
-            moment, sessions = now(), self._sessions(connection)
-            place = {"tenant": self._tenant, "now": moment}
-            self._statements.level_graves.run(
-                connection, tenant=self._tenant, deleted_at=moment - TOMBSTONE_AGE
-            )
-            rows = self._statements.expired.rows(connection, limit=limit, **place)
+            sessions = self._sessions(connection)
+            self._statements.level_graves.run(connection, tenant=self._tenant)
+            rows = self._statements.expired.rows(connection, tenant=self._tenant, limit=limit)
             for row in rows:
                 sessions.bury(SessionRow(*row), operation="")
             values = self._statements.expired_values.rows(
-                connection, limit=limit - len(rows), **place
+                connection, tenant=self._tenant, limit=limit - len(rows)
             )
             for scope, owner, key in values:
                 self._statements.remove_value.run(
@@ -332,6 +313,12 @@ class SQLConversations:
 
         return await self._engine.write(job)
 
+    async def _rows(self, statement: Statement, **parameters: Any) -> Sequence[Any]:
+        """Run one statement that reads."""
+        return await self._engine.read(
+            lambda connection: statement.rows(connection, tenant=self._tenant, **parameters)
+        )
+
     def _sessions(self, connection: Connection) -> Sessions:
         return Sessions(self._statements, connection, self._tenant)
 
@@ -339,7 +326,6 @@ class SQLConversations:
         self, connection: Connection, session: SessionRow, rows: list[Row], expires_at: int | None
     ) -> None:
         """Insert planned rows, and move the ends of their session."""
-        moment = now()
         if rows:
             self._statements.add.many(
                 connection,
@@ -363,7 +349,7 @@ class SQLConversations:
                 next_seq=max(session.next_seq, last_seq + 1),
                 last_seq=last_seq,
                 message_count=session.message_count + len(rows),
-                updated_at=session.touched(moment),
+                updated_at=session.touched,
                 expires_at=expires_at,
             ),
         )
@@ -378,11 +364,3 @@ class SQLConversations:
             updated_at=session.updated_at,
             expires_at=session.expires_at,
         )
-
-
-def _after(ttl: float | None) -> int | None:
-    return None if ttl is None else now() + round(ttl * 1_000_000)
-
-
-def _expiry(row: SessionRow, ttl: float | None) -> int | None:
-    return row.expires_at if ttl is None else _after(ttl)

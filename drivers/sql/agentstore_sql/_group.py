@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from agentstore.errors import ClosedError
 
-from ._sqlite_connection import SQLiteConnection
+from ._sqlite_connection import SQLiteConnection, raw
 
 T = TypeVar("T")
 
@@ -93,20 +93,20 @@ class GroupCommit:
 
 def _commit(check: Callable[[], None], jobs: Sequence[Job], connection: Connection) -> list[_Done]:
     """Run jobs in one transaction; where that is lost to one of them, run each in its own."""
-    raw: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
+    sqlite = raw(connection)
     try:
         # IMMEDIATE: a transaction that reads first and writes then fails at once where another
         # process wrote in between, and no waiting helps (SQLITE_BUSY_SNAPSHOT).
-        raw.execute("BEGIN IMMEDIATE")
+        sqlite.execute("BEGIN IMMEDIATE")
     except (sqlite3.Error, MemoryError) as error:
         return [_Done(error=error)] * len(jobs)
     try:
         check()
-        done = [_step(raw, connection, job) for job in jobs]
-        raw.execute("COMMIT")
+        done = [_step(sqlite, connection, job) for job in jobs]
+        sqlite.execute("COMMIT")
     except BaseException as error:  # noqa: BLE001 - it goes to the caller of the job
-        if raw.in_transaction:
-            raw.execute("ROLLBACK")
+        if sqlite.in_transaction:
+            sqlite.execute("ROLLBACK")
         if len(jobs) == 1:
             return [_Done(error=error)]
     else:
@@ -114,15 +114,15 @@ def _commit(check: Callable[[], None], jobs: Sequence[Job], connection: Connecti
     return [outcome for job in jobs for outcome in _commit(check, [job], connection)]
 
 
-def _step(raw: sqlite3.Connection, connection: Connection, job: Job) -> _Done:
-    raw.execute("SAVEPOINT job")
+def _step(sqlite: sqlite3.Connection, connection: Connection, job: Job) -> _Done:
+    sqlite.execute("SAVEPOINT job")
     try:
         done = _Done(job(connection))
     except BaseException as error:
-        if not raw.in_transaction:
+        if not sqlite.in_transaction:
             raise  # SQLite has undone all of it, as it does where the disk is full
         # What this one wrote is undone; its neighbours go on.
-        raw.execute("ROLLBACK TO job")
+        sqlite.execute("ROLLBACK TO job")
         done = _Done(error=error)
-    raw.execute("RELEASE job")
+    sqlite.execute("RELEASE job")
     return done

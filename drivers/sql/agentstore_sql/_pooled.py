@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from agentstore.driver import translated
-from agentstore.errors import AgentStoreError
+from agentstore.errors import AgentStoreError, UnavailableError
 
 T = TypeVar("T")
 
-Phase = Literal["connect", "execute"]
-"""The same exception means "unreachable" while connecting and "unknown outcome" afterwards."""
+Phase: TypeAlias = Literal["connect", "read", "write"]
+"""The same exception means "unreachable" while connecting, and "unknown outcome" of a write."""
 
-Translate = Callable[[Exception, Phase], AgentStoreError]
+Translate: TypeAlias = Callable[[Exception, Phase], AgentStoreError]
 
 
 class Pool:
@@ -29,34 +30,52 @@ class Pool:
         failures: tuple[type[Exception], ...],
         translate: Translate,
     ) -> None:
-        self._engine = engine
+        self.engine = engine
+        # A job that reads is one statement, and that is a snapshot; so it needs no transaction.
+        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._failures = failures
         self._translate = translate
 
     async def read(self, job: Callable[[Connection], T]) -> T:
-        """Run a job that only reads, on one snapshot."""
-        return await self._run(job, write=False)
+        """Run a job of one statement that only reads."""
+        connection = await self.translated(self._reading.connect().start(), "connect")
+        return await self._run(connection, lambda: connection.run_sync(job), "read")
 
     async def write(self, job: Callable[[Connection], T]) -> T:
         """Run a job in a transaction of its own, and commit it."""
-        return await self._run(job, write=True)
+        connection = await self.translated(self.engine.connect().start(), "connect")
 
-    async def connection(self) -> AsyncConnection:
-        """Take a connection from the pool; a failure here has sent no statement of ours."""
-        return await self._translated(self._engine.connect().start(), "connect")
+        async def work() -> T:
+            # Said aloud: jobs use the driver's cursors, of which SQLAlchemy knows nothing.
+            transaction = await connection.begin()
+            result = await connection.run_sync(job)
+            await transaction.commit()
+            return result
 
-    async def _run(self, job: Callable[[Connection], T], *, write: bool) -> T:
-        connection = await self.connection()
-        try:
-            result = await self._translated(connection.run_sync(job), "execute")
-            if write:
-                await self._translated(connection.commit(), "execute")
-        finally:
-            # Rolls back what was not committed, and discards a connection that was cut off.
-            await connection.close()
-        return result
+        return await self._run(connection, work, "write")
 
-    async def _translated(self, work: Awaitable[T], phase: Phase) -> T:
+    async def translated(self, work: Awaitable[T], phase: Phase) -> T:
+        """Await what the engine does, and translate what it raises."""
         return await translated(
             work, failures=self._failures, translate=lambda error: self._translate(error, phase)
         )
+
+    async def _run(
+        self, connection: AsyncConnection, work: Callable[[], Awaitable[T]], phase: Phase
+    ) -> T:
+        try:
+            return await self.translated(work(), phase)
+        except (asyncio.CancelledError, UnavailableError):
+            # Half-read or dead: nobody is to have it again, and nothing is to wait for it.
+            await _discard(connection)
+            raise
+        finally:
+            await connection.close()
+
+
+async def _discard(connection: AsyncConnection) -> None:
+    pooled = await connection.get_raw_connection()
+    if pooled.dbapi_connection is not None:
+        # Outside of a greenlet this cuts the connection off, without a word to the server.
+        pooled.dbapi_connection.terminate()
+    await connection.invalidate()

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
-from agentstore.driver import TOUCH_INTERVAL, from_micros, load, now
+from agentstore.driver import TOUCH_INTERVAL, from_micros, load
 from agentstore.types import Session
 
 from ._statement import Statement
-from ._statements import Statements
+from ._statements import DELETED, Statements
 
 
 class SessionRow(NamedTuple):
-    """A session as it is stored; the order is that of the table's columns."""
+    """A session as it is stored, and when it was looked at; in the order of the columns."""
 
     pk: int
     tenant: str
@@ -31,6 +31,12 @@ class SessionRow(NamedTuple):
     message_count: int
     operation: str
     dropped: int
+    now: int
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is there for its user: neither expired nor deleted."""
+        return self.expires_at is None or self.expires_at > self.now
 
     def shown(self) -> Session:
         """Give the session as its user sees it."""
@@ -47,9 +53,14 @@ class SessionRow(NamedTuple):
             message_count=self.message_count,
         )
 
-    def touched(self, moment: int) -> int:
-        """Give the `updated_at` that a change at this moment leaves."""
-        return moment if moment - self.updated_at >= TOUCH_INTERVAL else self.updated_at
+    @property
+    def touched(self) -> int:
+        """The `updated_at` that a change leaves."""
+        return self.now if self.now - self.updated_at >= TOUCH_INTERVAL else self.updated_at
+
+    def after(self, ttl: float | None) -> int | None:
+        """Give the `expires_at` that lies so many seconds ahead."""
+        return None if ttl is None else self.now + round(ttl * 1_000_000)
 
 
 class Sessions:
@@ -71,60 +82,49 @@ class Sessions:
         """
         return _alive(self._row(self._statements.hold, session_id))
 
-    def grave(self, session_id: str) -> tuple[int, str] | None:
-        """Find what is left of a deleted session: its `next_seq`, and the deleting operation."""
-        rows = self._statements.find_grave.rows(
-            self._connection, tenant=self._tenant, session_id=session_id
-        )
-        return tuple(rows[0]) if rows else None
+    def deleted_by(self, operation: str, session_id: str) -> bool:
+        """Tell whether it was this operation that deleted the session."""
+        row = self._row(self._statements.find, session_id)
+        return row is not None and row.expires_at == DELETED and row.operation == operation
 
     def begin(self, session_id: str, **columns: Any) -> SessionRow:
         """Make a session, or make it anew: its `seq` goes on where it was.
 
         Where another transaction made it meanwhile, it is that one which is given, and locked.
         """
-        expired = self._row(self._statements.hold, session_id)
-        if expired is not None:
-            self.bury(expired, operation="")
-        grave = self.grave(session_id)
-        if grave is not None:
-            self._statements.exhume.run(
-                self._connection, tenant=self._tenant, session_id=session_id
-            )
-        moment = now()
         values = {
-            "tenant": self._tenant,
-            "session_id": session_id,
             "user_id": None,
             "agent": None,
             "title": None,
             "metadata": "{}",
-            "created_at": moment,
-            "updated_at": moment,
             "expires_at": None,
-            "next_seq": grave[0] if grave else 1,
             "last_seq": 0,
             "message_count": 0,
-            # A delete that comes again knows itself by this, and spares the new session.
-            "operation": grave[1] if grave else "",
+            "operation": "",
             "dropped": 0,
         } | columns
-        self._statements.create.run(self._connection, **values)
-        made = self._row(self._statements.hold, session_id)
-        assert made is not None  # noqa: S101 - it was inserted, here or elsewhere
-        return made
+        self._statements.create.run(
+            self._connection, tenant=self._tenant, session_id=session_id, next_seq=1, **values
+        )
+        row = self._held(session_id)
+        if row.alive:
+            return row
+        self._statements.cut.run(self._connection, session=row.pk, to=0)
+        if row.expires_at == DELETED:
+            # A delete that comes again knows itself by this, and spares the new session.
+            values["operation"] = values["operation"] or row.operation
+        self._statements.begin_anew.run(self._connection, session=row.pk, **values)
+        return self._held(session_id)
 
     def bury(self, row: SessionRow, *, operation: str) -> None:
-        """Delete a session, and leave a tombstone."""
-        self._statements.drop.run(self._connection, session=row.pk)
-        self._statements.bury.run(
-            self._connection,
-            tenant=self._tenant,
-            session_id=row.session_id,
-            next_seq=row.next_seq,
-            deleted_at=now(),
-            operation=operation,
-        )
+        """Delete a session, but for what the next one under its id has to know."""
+        self._statements.cut.run(self._connection, session=row.pk, to=0)
+        self._statements.bury.run(self._connection, session=row.pk, operation=operation)
+
+    def _held(self, session_id: str) -> SessionRow:
+        row = self._row(self._statements.hold, session_id)
+        assert row is not None  # noqa: S101 - it was inserted, here or elsewhere
+        return row
 
     def _row(self, statement: Statement, session_id: str) -> SessionRow | None:
         rows = statement.rows(self._connection, tenant=self._tenant, session_id=session_id)
@@ -132,5 +132,4 @@ class Sessions:
 
 
 def _alive(row: SessionRow | None) -> SessionRow | None:
-    expired = row is not None and row.expires_at is not None and row.expires_at <= now()
-    return None if expired else row
+    return row if row is not None and row.alive else None

@@ -22,7 +22,7 @@ from agentstore.url import URL
 from ._conversations import SQLConversations
 from ._group import GroupCommit
 from ._schema import is_current, migrate
-from ._sqlite_connection import SQLiteConnection
+from ._sqlite_connection import SQLiteConnection, raw
 from ._sqlite_errors import FAILURES, moved, translate
 from ._state import SQLState
 from ._statements import Statements
@@ -125,7 +125,7 @@ class SQLiteDriver:
     async def _connect(self) -> SQLiteConnection:
         database = ":memory:" if self._path is None else str(self._path)
         connection = SQLiteConnection(database, setup=self._setup)
-        await self._translated(connection)
+        await self._translated(connection.open())
         self._connections.append(connection)
         return connection
 
@@ -154,9 +154,8 @@ class SQLiteDriver:
             if not is_current(connection, self.statements.tables):
                 migrate(connection, self.statements.tables)
             connection.exec_driver_sql("COMMIT")
-        except BaseException:
-            connection.exec_driver_sql("ROLLBACK")
-            raise
+        finally:
+            _end(connection, "ROLLBACK")
 
     def _check_file(self) -> None:
         """Raise where the file is not the one at its path any more.
@@ -174,15 +173,18 @@ def _snapshot(
     check: Callable[[], None], job: Callable[[Connection], T], connection: Connection
 ) -> T:
     """Run a job within one read transaction: all its statements see the same moment."""
-    raw: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]
-    raw.execute("BEGIN")
+    raw(connection).execute("BEGIN")
     try:
         check()
         return job(connection)
     finally:
-        # Where the disk failed, SQLite has ended it already.
-        if raw.in_transaction:
-            raw.execute("COMMIT")
+        _end(connection, "COMMIT")
+
+
+def _end(connection: Connection, how: str) -> None:
+    """End the transaction, unless SQLite has: it does so itself where the disk failed."""
+    if raw(connection).in_transaction:
+        raw(connection).execute(how)
 
 
 def _path(url: URL) -> Path | None:
@@ -217,7 +219,7 @@ def _create_private(path: Path) -> tuple[int, int] | None:
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
+        found = path.stat()
     except OSError:
         return None
     return found.st_dev, found.st_ino

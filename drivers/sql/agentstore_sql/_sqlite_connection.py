@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import threading
@@ -32,13 +33,29 @@ class SQLiteConnection(aiosqlite.Connection):
         self._thread.daemon = True
         self._busy = threading.Lock()
         self._opened: sqlite3.Connection | None = None
+        self._stopping: asyncio.Future[Any] | None = None
         self._connection_of_sqlalchemy: Connection | None = None
         with _all_lock:
             _all.add(self)
 
+    async def open(self) -> None:
+        """Open the database; where that fails, the thread has ended."""
+        try:
+            await self
+        except BaseException:
+            # aiosqlite stops the thread and doesn't wait: it would speak to a closed loop.
+            if self._stopping is not None:
+                await self._stopping
+            raise
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        """Stop the thread, and keep what tells that it has ended."""
+        self._stopping = super().stop()
+        return self._stopping
+
     async def run(self, job: Callable[[Connection], T]) -> T:
         """Run a job in the connection's thread, to its end even if the caller is cancelled."""
-        return await self._execute(self._run, job)  # type: ignore[no-untyped-call,no-any-return]
+        return await self._execute(self._run, job)  # type: ignore[no-any-return]
 
     def abandon(self) -> None:
         """Let go of SQLite in a forked child; the parent goes on with it."""
@@ -71,6 +88,13 @@ class SQLiteConnection(aiosqlite.Connection):
             )
             self._connection_of_sqlalchemy = engine.connect()
         return job(self._connection_of_sqlalchemy)
+
+
+def raw(connection: Connection) -> sqlite3.Connection:
+    """Give the connection of Python's own module that SQLAlchemy's stands on."""
+    found = connection.connection.driver_connection
+    assert isinstance(found, sqlite3.Connection)  # noqa: S101 - no other comes here
+    return found
 
 
 def _connect(database: str, setup: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 from sqlalchemy import Connection
 
-from agentstore.driver import decode_cursor, dump, encode_cursor, load, now, operation_id
+from agentstore.driver import decode_cursor, dump, encode_cursor, load, operation_id
 from agentstore.errors import ConflictError
 from agentstore.types import Page, Scope, Versioned
 
 from ._engine import Engine
+from ._statement import Statement
 from ._statements import AFTER_ALL
 
 COUNTER = "state"
+
+_Stored: TypeAlias = tuple[str, int, str]
+"""The text of a value, its version and the operation that wrote it."""
 
 
 class SQLState:
@@ -26,7 +31,7 @@ class SQLState:
 
     async def get(self, key: str) -> Versioned | None:
         """Read one value."""
-        stored = await self._engine.read(lambda connection: self._find(connection, key))
+        stored = _living(await self._rows(self._statements.value, key=key))
         if stored is None:
             return None
         return Versioned(key=key, value=load(stored[0]), version=stored[1])
@@ -42,24 +47,26 @@ class SQLState:
         """Write one value."""
         operation, text = operation_id(), dump(value)
 
+        row = {
+            "value": text,
+            "ttl": None if ttl is None else round(ttl * 1_000_000),
+            "operation": operation,
+        }
+
         def job(connection: Connection) -> int:
-            stored = self._find(connection, key)
-            if stored is not None and stored[2] == operation:
-                return stored[1]
-            _check_version(stored, expect)
-            self._statements.draw.run(connection, counter=COUNTER)
-            ((version,),) = self._statements.drawn.rows(connection, counter=COUNTER)
-            self._statements.remove_value.run(connection, key=key, **self._scope)
-            self._statements.insert_value.run(
-                connection,
-                key=key,
-                value=text,
-                version=version,
-                expires_at=None if ttl is None else now() + round(ttl * 1_000_000),
-                operation=operation,
-                **self._scope,
-            )
-            return int(version)
+            while True:
+                held = self._hold(connection, key)
+                stored = _living(held)
+                if stored is not None and stored[2] == operation:
+                    return stored[1]
+                _check_version(stored, expect)
+                version = self._draw(connection)
+                place = {"key": key, "version": version, **row, **self._scope}
+                if held:
+                    self._statements.set_value.run(connection, **place)
+                    return version
+                # Another transaction may be first: look whose row it is.
+                self._statements.insert_value.run(connection, **place)
 
         version = await self._engine.write(job)
         return Versioned(key=key, value=value, version=version)
@@ -68,7 +75,7 @@ class SQLState:
         """Delete one value."""
 
         def job(connection: Connection) -> bool:
-            stored = self._find(connection, key)
+            stored = _living(self._hold(connection, key))
             _check_version(stored, expect)
             self._statements.remove_value.run(connection, key=key, **self._scope)
             return stored is not None
@@ -81,31 +88,42 @@ class SQLState:
         """List values by key."""
         start = prefix or ""
         behind = decode_cursor(cursor, str)[0] if cursor else ""
-        rows = await self._engine.read(
-            lambda connection: self._statements.values.rows(
-                connection,
-                now=now(),
-                start=start,
-                behind=behind,
-                stop=start + AFTER_ALL,
-                limit=limit + 1,
-                **self._scope,
-            )
+        rows = await self._rows(
+            self._statements.values,
+            start=start,
+            behind=behind,
+            stop=start + AFTER_ALL,
+            limit=limit + 1,
         )
         found = [Versioned(key=key, value=load(text), version=v) for key, text, v in rows[:limit]]
         return Page(found, cursor=encode_cursor(found[-1].key) if len(rows) > limit else None)
 
-    def _find(self, connection: Connection, key: str) -> tuple[str, int, str] | None:
-        """Find a value that has not expired: its text, its version and who wrote it."""
-        for value, version, expires_at, operation in self._statements.value.rows(
-            connection, key=key, **self._scope
-        ):
-            if expires_at is None or expires_at > now():
-                return value, version, operation
-        return None
+    async def _rows(self, statement: Statement, **parameters: Any) -> Sequence[Any]:
+        """Run one statement that reads."""
+        return await self._engine.read(
+            lambda connection: statement.rows(connection, **parameters, **self._scope)
+        )
+
+    def _hold(self, connection: Connection, key: str) -> list[Any]:
+        """Find the row of a value, expired or not, and lock it until the transaction ends."""
+        return self._statements.hold_value.rows(connection, key=key, **self._scope)
+
+    def _draw(self, connection: Connection) -> int:
+        if self._statements.draw is not None:
+            self._statements.draw.run(connection, counter=COUNTER)
+        ((version,),) = self._statements.drawn.rows(connection, counter=COUNTER)
+        return int(version)
 
 
-def _check_version(stored: tuple[str, int, str] | None, expect: int | None) -> None:
+def _living(rows: Sequence[Any]) -> _Stored | None:
+    """Give the value that was found, unless it has expired."""
+    for value, version, expires_at, operation, moment in rows:
+        if expires_at is None or expires_at > moment:
+            return value, version, operation
+    return None
+
+
+def _check_version(stored: _Stored | None, expect: int | None) -> None:
     version = stored[1] if stored else 0
     if expect is not None and expect != version:
         raise ConflictError(f"expected version {expect}, and the stored one is {version}")

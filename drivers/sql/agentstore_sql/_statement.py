@@ -28,6 +28,10 @@ class Statement:
         # Only where the engine has no clock of its own.
         self._timed = "now" in self._order
 
+    def call(self, **parameters: Any) -> tuple[str, list[Any]]:
+        """Give its text and its arguments, for a driver's own connection."""
+        return self._text, self._arguments(parameters)
+
     def _arguments(self, parameters: dict[str, Any]) -> list[Any]:
         given = self._own | parameters
         if self._timed:

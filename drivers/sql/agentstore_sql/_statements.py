@@ -306,4 +306,3 @@ def _all(table: Table, *without: str) -> dict[str, BindParameter[Any]]:
         for column in table.c
         if column.name not in without
     }
-

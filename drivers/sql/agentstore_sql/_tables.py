@@ -104,8 +104,8 @@ class Tables:
             PrimaryKeyConstraint("tenant", "scope", "owner", "key", name=f"{prefix}state_pk"),
             Index(f"{prefix}state_expiry", "tenant", "expires_at"),
         )
-        # Versions of state are drawn here, so that none comes twice, deleted or not: from a sequence
-        # where the engine has them (PostgreSQL), otherwise from a row.
+        # Versions of state are drawn here, so that none comes twice, deleted or not: from a
+        # sequence where the engine has them (PostgreSQL), otherwise from a row.
         self.versions: Sequence | None = None
         self.counters: Table | None = None
         if sequences:

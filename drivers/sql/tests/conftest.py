@@ -15,8 +15,18 @@ from agentstore import Database, connect
 from agentstore.url import URL
 from agentstore_sql import SQLiteDriver
 
-# For `sqlite_workers`, which the processes that the tests start import by its name.
+# For `sqlite_workers`, which the processes that the tests start import by its name, and for
+# what the tests of a server share.
 sys.path.insert(0, str(Path(__file__).parent))
+
+from postgresql_fixtures import (  # noqa: E402 - it is found by the line above
+    postgresql,
+    postgresql_server,
+    postgresql_template,
+    postgresql_url,
+)
+
+__all__ = ["postgresql", "postgresql_server", "postgresql_template", "postgresql_url"]
 
 
 @pytest.fixture

@@ -44,7 +44,9 @@ def upgrade() -> None:
     newest: list[str | sa.TextClause] = [sa.text("updated_at DESC"), "session_id"]
     sessions = f"{prefix}sessions"
     op.create_index(f"{prefix}sessions_newest", sessions, ["tenant", *newest], schema=schema)
-    op.create_index(f"{prefix}sessions_user", sessions, ["tenant", "user_id", *newest], schema=schema)
+    op.create_index(
+        f"{prefix}sessions_user", sessions, ["tenant", "user_id", *newest], schema=schema
+    )
     op.create_index(f"{prefix}sessions_expiry", sessions, ["tenant", "expires_at"], schema=schema)
     op.create_table(
         f"{prefix}messages",
@@ -77,7 +79,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant", "scope", "owner", "key", name=f"{prefix}state_pk"),
         schema=schema,
     )
-    op.create_index(f"{prefix}state_expiry", f"{prefix}state", ["tenant", "expires_at"], schema=schema)
+    op.create_index(
+        f"{prefix}state_expiry", f"{prefix}state", ["tenant", "expires_at"], schema=schema
+    )
     if op.get_bind().dialect.name == "postgresql":
         op.execute(sa.schema.CreateSequence(sa.Sequence(f"{prefix}versions", schema=schema)))
         return

@@ -1,0 +1,160 @@
+"""An append as one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import msgspec
+
+from agentstore.driver import TOUCH_INTERVAL, Row
+from agentstore.errors import AgentStoreError, ConflictError
+from agentstore.types import AppendResult, Message
+
+from ._conversations import SQLConversations
+from ._engine import Engine
+from ._postgresql_coalescer import Coalescer
+from ._postgresql_pool import PostgreSQLPool
+
+_MOST_MESSAGES = 1_000
+# A gigabyte is the most that PostgreSQL takes; a batch of the largest messages is more than that.
+_MOST_BYTES = 64 * 1024 * 1024
+
+
+class Append(msgspec.Struct, frozen=True):
+    """What one caller appends; those on the same terms may share a statement."""
+
+    messages: Sequence[Message]
+    user_id: str | None
+    agent: str | None
+    ttl: float | None
+    expect_seq: int | None
+
+
+def together(appends: Sequence[Append]) -> int:
+    """Say how many appends may be one statement, from the first on."""
+    first, ids = appends[0], set[str]()
+    for place, append in enumerate(appends):
+        new = {message.id for message in append.messages}
+        if place and not (
+            (append.user_id, append.agent, append.ttl) == (first.user_id, first.agent, first.ttl)
+            and append.expect_seq is None
+            and first.expect_seq is None
+            and ids.isdisjoint(new)
+            and len(ids) + len(new) <= _MOST_MESSAGES
+        ):
+            return place
+        ids |= new
+    return len(appends)
+
+
+# A session of the right owner that is there, or one that never was. Whatever else there is gives
+# no row, and changes nothing: an expired or deleted session, another owner, another last `seq`.
+# The row of the session is locked until the commit, which is what orders the `seq`.
+_APPEND = """
+WITH session AS (
+  INSERT INTO {sessions} AS old (
+    tenant, session_id, user_id, agent, title, metadata, created_at, updated_at, expires_at,
+    next_seq, last_seq, message_count, operation, dropped
+  )
+  SELECT $1::text, $2::text, $3::text, $4::text, NULL, '{{}}', now, now, now + $5::bigint,
+    $7::bigint + 1, $7::bigint, $7::bigint, '', 0
+  FROM (SELECT CAST(extract(epoch FROM statement_timestamp()) * 1000000 AS bigint)) AS at (now)
+  WHERE coalesce($6::bigint, 0) = 0
+    OR EXISTS (SELECT FROM {sessions} WHERE tenant = $1::text AND session_id = $2::text)
+  ON CONFLICT (tenant, session_id) DO UPDATE SET
+    next_seq = old.next_seq + $7::bigint,
+    last_seq = old.next_seq + $7::bigint - 1,
+    message_count = old.message_count + $7::bigint,
+    updated_at = CASE WHEN excluded.updated_at - old.updated_at >= {touch}
+      THEN excluded.updated_at ELSE old.updated_at END,
+    expires_at = coalesce(excluded.expires_at, old.expires_at)
+  WHERE (old.expires_at IS NULL OR old.expires_at > excluded.updated_at)
+    AND ($3::text IS NULL OR old.user_id = $3::text)
+    AND ($6::bigint IS NULL OR old.last_seq = $6::bigint)
+  RETURNING pk, next_seq - $7::bigint AS first
+)
+INSERT INTO {messages} (session_pk, seq, id, digest, body, tokens, created_at)
+SELECT pk, first + place - 1, id, digest, body, tokens, created_at
+FROM session, unnest($8::text[], $9::bytea[], $10::text[], $11::bigint[], $12::bigint[])
+  WITH ORDINALITY AS message (id, digest, body, tokens, created_at, place)
+RETURNING seq
+"""
+
+
+class Appends:
+    """The appends of a process: for each session one statement at a time."""
+
+    def __init__(self, engine: Engine, pool: PostgreSQLPool) -> None:
+        tables = engine.statements.tables
+        named = pool.engine.dialect.identifier_preparer.format_table
+        self._engine = engine
+        self._pool = pool
+        self._text = _APPEND.format(
+            sessions=named(tables.sessions), messages=named(tables.messages), touch=TOUCH_INTERVAL
+        )
+        self._coalescer = Coalescer[tuple[str, str], Append, AppendResult](
+            self._send, together=together
+        )
+
+    async def put(self, tenant: str, session_id: str, append: Append) -> AppendResult:
+        """Append, in one statement with others to this session that wait."""
+        return await self._coalescer.put((tenant, session_id), append)
+
+    async def close(self) -> None:
+        """Send what waits."""
+        await self._coalescer.close()
+
+    async def _send(
+        self, key: tuple[str, str], appends: Sequence[Append]
+    ) -> list[AppendResult | BaseException]:
+        rows = [Row.of(message, 0) for append in appends for message in append.messages]
+        seqs: list[int] = []
+        if sum(len(row.body) for row in rows) <= _MOST_BYTES:
+            seqs = await self._insert(key, appends[0], rows)
+        if not seqs:
+            return [await self._decide(key, append) for append in appends]
+        given = iter(seqs)
+        return [
+            AppendResult(
+                seqs=tuple(islice(given, len(append.messages))),
+                created=(True,) * len(append.messages),
+            )
+            for append in appends
+        ]
+
+    async def _insert(self, key: tuple[str, str], terms: Append, rows: Sequence[Row]) -> list[int]:
+        """Store rows, or none where that is not plain; gives their `seq`."""
+        arguments = (
+            *key,
+            terms.user_id,
+            terms.agent,
+            None if terms.ttl is None else round(terms.ttl * 1_000_000),
+            terms.expect_seq,
+            len(rows),
+            [row.id for row in rows],
+            [row.digest for row in rows],
+            [row.body for row in rows],
+            [row.tokens for row in rows],
+            [row.created for row in rows],
+        )
+        try:
+            stored = await self._pool.fetch(self._text, arguments, "write")
+        except ConflictError:
+            return []  # an id that is there already: a repeat, or another body
+        return sorted(seq for (seq,) in stored)
+
+    async def _decide(self, key: tuple[str, str], append: Append) -> AppendResult | BaseException:
+        """Append one by one where there is something to decide."""
+        tenant, session_id = key
+        try:
+            return await SQLConversations(self._engine, tenant).append(
+                session_id,
+                append.messages,
+                user_id=append.user_id,
+                agent=append.agent,
+                ttl=append.ttl,
+                expect_seq=append.expect_seq,
+            )
+        except AgentStoreError as error:
+            return error  # its neighbours go on
