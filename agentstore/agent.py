@@ -126,10 +126,7 @@ class Agent:
     ) -> AsyncGenerator[str | Reply, None]:
         """Yield pieces of the answer, if `stream`, and at the end the `Reply`."""
         question = Message(
-            role="user",
-            # What another agent replied is text of a class of its own, which can't be stored.
-            content=str(text) if isinstance(text, str) else text,
-            id=uuid7() if message_id is None else message_id,
+            role="user", content=text, id=uuid7() if message_id is None else message_id
         )
         turn = _Turn(self._db, self.session_id, self.user_id, self.name, question)
         async with self._db.turn(self.session_id):

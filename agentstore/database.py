@@ -155,7 +155,7 @@ class Database:
         for driver, name in zip(self._drivers(), self._names, strict=True):
             while await self._conversations(driver, name).purge_expired():
                 pass
-        conversations, limit = self.conversations, min(_PAGE, self._limits.page)
+        conversations = self.conversations
         sessions = messages = state = 0
         more = True
         while more:

@@ -179,7 +179,7 @@ class WritesByHalves(
             )
 
 
-class _Renaming(_Defect, found_by=("test_session_ids",)):
+class _Renaming(_Defect):
     """Ids are changed on their way in."""
 
     @staticmethod
@@ -198,7 +198,7 @@ class _Renaming(_Defect, found_by=("test_session_ids",)):
             return self._driver.rename(session_id)
 
 
-class FoldsCase(_Renaming):
+class FoldsCase(_Renaming, found_by=("test_session_ids",)):
     """`Abc` and `abc` are one session."""
 
     @staticmethod
@@ -367,7 +367,7 @@ class PrefixIsAPattern(_Defect, found_by=("test_prefix_is_no_pattern",)):
             return Page([one for one in page if fnmatch(one.session_id, pattern)])
 
 
-class _Altering(_Defect, found_by=("test_text",)):
+class _Altering(_Defect):
     """Messages are changed on their way in."""
 
     @staticmethod
@@ -383,7 +383,7 @@ class _Altering(_Defect, found_by=("test_text",)):
             return await super().append(session_id, altered, **how)
 
 
-class LosesNul(_Altering):
+class LosesNul(_Altering, found_by=("test_text",)):
     """NUL is cut out of the text."""
 
     @staticmethod

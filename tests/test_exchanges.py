@@ -168,9 +168,7 @@ def test_window_of_both(session: list[Message], last: int, budget: int) -> None:
 
 @settings(deadline=None)
 @given(sessions(), st.integers(1, 60), st.integers(0, 70), st.integers(0, 70))
-def test_window_within_bounds(
-    session: list[Message], budget: int, after: int, before: int
-) -> None:
+def test_window_within_bounds(session: list[Message], budget: int, after: int, before: int) -> None:
     """With bounds, a window of tokens is that of a session which has nothing beyond them."""
     within = [message for message in session if after < (message.seq or 0) < before]
     window = read(session, max_tokens=budget, after=after, before=before)
@@ -197,13 +195,13 @@ def test_pages(session: list[Message], size: int, end: str) -> None:
     assert got == session
 
 
-@pytest.mark.parametrize("asked", [{"last": 20}, {"max_tokens": 200}, {"last": 20, "max_tokens": 9}])
+@pytest.mark.parametrize(
+    "asked", [{"last": 20}, {"max_tokens": 200}, {"last": 20, "max_tokens": 9}]
+)
 def test_cost_of_a_window(asked: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A window of a long session reads about what it gives, not the session."""
     monkeypatch.undo()
-    session = [
-        Message(role="user", content="x", tokens=4, seq=seq) for seq in range(1, 20_001)
-    ]
+    session = [Message(role="user", content="x", tokens=4, seq=seq) for seq in range(1, 20_001)]
     slices = Slices(session)
     bounds = dict.fromkeys(("first", "last", "before", "after", "max_tokens"))
     asyncio.run(read_messages(slices, **{**bounds, **asked}))

@@ -58,7 +58,9 @@ class Elsewhere:
         paths = [str(root / "site"), str(Path(__file__).parent)]
         inherited = os.environ.get("PYTHONPATH")
         self._environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("PYTEST")
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("AGENTSTORE", "PYTEST"))
         } | {"PYTHONPATH": os.pathsep.join([*paths, inherited] if inherited else paths)}
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:

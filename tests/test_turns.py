@@ -101,9 +101,7 @@ def test_loops_and_threads() -> None:
     async def thread(number: int) -> None:
         await asyncio.gather(*(turn(number) for _ in range(50)))
 
-    threads = [
-        threading.Thread(target=asyncio.run, args=(thread(number),)) for number in range(8)
-    ]
+    threads = [threading.Thread(target=asyncio.run, args=(thread(number),)) for number in range(8)]
     for each in threads:
         each.start()
     for each in threads:

@@ -233,14 +233,34 @@ async def test_cancelled_in_the_middle(database: Database, monkeypatch: pytest.M
     assert (await append("s", said("two"))).created == (False,)
 
 
-async def test_close_waits_for_what_was_begun(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is under way when the store is closed is there, though its caller was cancelled."""
-    fsync = os.fsync
+async def test_close_waits_for_what_was_begun(
+    url: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is under way when the store is closed is there then, though its caller was cancelled."""
+    fsync, reached = os.fsync, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(fd: int) -> None:
+        loop.call_soon_threadsafe(reached.set)
+        threading.Event().wait(0.02)
+        fsync(fd)
+
     async with connect(url) as database:
-        monkeypatch.setattr(os, "fsync", lambda fd: (threading.Event().wait(0.05), fsync(fd)))
-        begun = asyncio.create_task(database.conversations.append("s", said("one")))
-        await asyncio.sleep(0.02)
-        begun.cancel()
+        monkeypatch.setattr(os, "fsync", slow)
+        begun = [
+            asyncio.create_task(database.conversations.append("s", said("one"))),
+            asyncio.create_task(database.state.app().put("key", 1)),
+        ]
+        await reached.wait()
+        for task in begun:
+            task.cancel()
+    names = [
+        path.name for path in files(base) if path.parent.parent.parent in (base, base / "state")
+    ]
+    assert sorted(len(name) for name in names) == [
+        len("a" * 64 + ".json"),
+        len("a" * 64 + ".jsonl"),
+    ]
     with pytest.raises(ClosedError):
         await database.conversations.get("s")
     async with connect(url) as database:

@@ -63,9 +63,12 @@ def read(url: str, *session_ids: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    "kills", [60, pytest.param(600, marks=[pytest.mark.nightly, pytest.mark.timeout(600)])]
+    "kills",
+    [
+        pytest.param(60, marks=[pytest.mark.timeout(120)]),
+        pytest.param(600, marks=[pytest.mark.timeout(1200), pytest.mark.nightly]),
+    ],
 )
-@pytest.mark.timeout(120)
 def test_killed_writers(url: str, kills: int) -> None:
     """Whenever writers are killed: nothing acknowledged is lost, nothing is there twice or torn."""
     acknowledged: list[str] = []

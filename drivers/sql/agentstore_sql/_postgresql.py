@@ -14,12 +14,14 @@ from agentstore.stores import API_VERSION
 from agentstore.types import Capabilities, Durability, Limits, Scope
 from agentstore.url import URL
 
+from ._pooled import Phase
 from ._postgresql_append import Appends
+from ._postgresql_conversations import PostgreSQLConversations
 from ._postgresql_pool import PostgreSQLPool
-from ._postgresql_stores import PostgreSQLConversations, PostgreSQLState
+from ._postgresql_state import PostgreSQLState
+from ._postgresql_statements import SingleStatements
 from ._postgresql_url import read_url
 from ._schema import HEAD, is_current, migrate
-from ._statement import Statement
 from ._statements import Statements
 from ._tables import Tables
 
@@ -27,11 +29,6 @@ T = TypeVar("T")
 
 _LARGEST = 1 << 28
 
-_CHECK = """
-SELECT current_setting('server_encoding'), current_setting('transaction_read_only') = 'on',
-  current_setting('synchronous_commit') <> 'off' AND current_setting('fsync') = 'on',
-  (SELECT version_num FROM {version})
-"""
 _NO_TABLE = "42P01"
 
 
@@ -44,10 +41,12 @@ class PostgreSQLDriver:
     def __init__(self, url: URL, **options: Any) -> None:
         self._target, self._options = read_url(url, options)
         tables = Tables(self._options.table_prefix, schema=self._options.schema, sequences=True)
-        self.statements = Statements(tables, PGDialect_asyncpg())  # type: ignore[no-untyped-call]
+        dialect = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
+        self.statements = Statements(tables, dialect)
+        self.single = SingleStatements(self.statements, dialect)
         self._durable = True
         self._pool: PostgreSQLPool | None = None
-        self._appends: Appends | None = None
+        self._appends = Appends(self)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -76,7 +75,7 @@ class PostgreSQLDriver:
 
     def conversations(self, tenant: str) -> PostgreSQLConversations:
         """Give the conversations of a tenant."""
-        return PostgreSQLConversations(self, tenant)
+        return PostgreSQLConversations(self, tenant, self._appends)
 
     def state(self, tenant: str, scope: Scope) -> PostgreSQLState:
         """Give the state of a scope."""
@@ -85,7 +84,6 @@ class PostgreSQLDriver:
     async def open(self) -> None:
         """Connect, look whether the server is fit, and bring the schema up to date."""
         self._pool = PostgreSQLPool(self._target, self._options)
-        self._appends = Appends(self, self._pool)
         try:
             await self._check()
         except BaseException:
@@ -94,26 +92,18 @@ class PostgreSQLDriver:
 
     async def close(self) -> None:
         """Send what was handed in, and close the connections."""
-        if self._pool is None or self._appends is None:
-            return
-        pool, self._pool = self._pool, None
         await self._appends.close()
-        await pool.close()
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            await pool.close()
 
     async def ping(self) -> None:
         """Ask for a sign of life."""
-        await self._connected.fetch("SELECT 1", (), "read")
+        await self.fetch("SELECT 1", (), "read")
 
-    @property
-    def appends(self) -> Appends:
-        """The appends of this process."""
-        if self._pool is None or self._appends is None:
-            raise ClosedError("the store is closed", backend="postgresql")
-        return self._appends
-
-    async def rows(self, statement: Statement, **parameters: Any) -> Sequence[Any]:
-        """Run one statement that reads, in one round trip."""
-        return await self._connected.fetch(*statement.call(**parameters), "read")
+    async def fetch(self, text: str, arguments: Sequence[Any], phase: Phase) -> list[Any]:
+        """Run one statement in one round trip, and give its rows."""
+        return await self._connected.fetch(text, arguments, phase)
 
     async def read(self, job: Callable[[Connection], T]) -> T:
         """Run a job that only reads."""
@@ -146,12 +136,8 @@ class PostgreSQLDriver:
             )
 
     async def _asked(self) -> tuple[str, bool, bool, str] | None:
-        tables = self.statements.tables
-        name = self._connected.engine.dialect.identifier_preparer.quote(tables.version)
-        if tables.schema is not None:
-            name = f"{tables.schema}.{name}"
         try:
-            rows = await self._connected.fetch(_CHECK.format(version=name), (), "read")
+            rows = await self.fetch(self.single.check, (), "read")
         except StoreError as error:
             if error.code != _NO_TABLE:
                 raise

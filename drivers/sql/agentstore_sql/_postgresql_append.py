@@ -7,14 +7,13 @@ from itertools import islice
 
 import msgspec
 
-from agentstore.driver import TOUCH_INTERVAL, Row
+from agentstore.driver import Row
 from agentstore.errors import AgentStoreError, ConflictError
 from agentstore.types import AppendResult, Message
 
 from ._conversations import SQLConversations
-from ._engine import Engine
 from ._postgresql_coalescer import Coalescer
-from ._postgresql_pool import PostgreSQLPool
+from ._postgresql_engine import PostgreSQLEngine
 
 _MOST_MESSAGES = 1_000
 # A gigabyte is the most that PostgreSQL takes; a batch of the largest messages is more than that.
@@ -48,51 +47,11 @@ def together(appends: Sequence[Append]) -> int:
     return len(appends)
 
 
-# A session of the right owner that is there, or one that never was. Whatever else there is gives
-# no row, and changes nothing: an expired or deleted session, another owner, another last `seq`.
-# The row of the session is locked until the commit, which is what orders the `seq`.
-_APPEND = """
-WITH session AS (
-  INSERT INTO {sessions} AS old (
-    tenant, session_id, user_id, agent, title, metadata, created_at, updated_at, expires_at,
-    next_seq, last_seq, message_count, operation, dropped
-  )
-  SELECT $1::text, $2::text, $3::text, $4::text, NULL, '{{}}', now, now, now + $5::bigint,
-    $7::bigint + 1, $7::bigint, $7::bigint, '', 0
-  FROM (SELECT CAST(extract(epoch FROM statement_timestamp()) * 1000000 AS bigint)) AS at (now)
-  WHERE coalesce($6::bigint, 0) = 0
-    OR EXISTS (SELECT FROM {sessions} WHERE tenant = $1::text AND session_id = $2::text)
-  ON CONFLICT (tenant, session_id) DO UPDATE SET
-    next_seq = old.next_seq + $7::bigint,
-    last_seq = old.next_seq + $7::bigint - 1,
-    message_count = old.message_count + $7::bigint,
-    updated_at = CASE WHEN excluded.updated_at - old.updated_at >= {touch}
-      THEN excluded.updated_at ELSE old.updated_at END,
-    expires_at = coalesce(excluded.expires_at, old.expires_at)
-  WHERE (old.expires_at IS NULL OR old.expires_at > excluded.updated_at)
-    AND ($3::text IS NULL OR old.user_id = $3::text)
-    AND ($6::bigint IS NULL OR old.last_seq = $6::bigint)
-  RETURNING pk, next_seq - $7::bigint AS first
-)
-INSERT INTO {messages} (session_pk, seq, id, digest, body, tokens, created_at)
-SELECT pk, first + place - 1, id, digest, body, tokens, created_at
-FROM session, unnest($8::text[], $9::bytea[], $10::text[], $11::bigint[], $12::bigint[])
-  WITH ORDINALITY AS message (id, digest, body, tokens, created_at, place)
-RETURNING seq
-"""
-
-
 class Appends:
     """The appends of a process: for each session one statement at a time."""
 
-    def __init__(self, engine: Engine, pool: PostgreSQLPool) -> None:
-        tables = engine.statements.tables
-        named = pool.engine.dialect.identifier_preparer.format_table
+    def __init__(self, engine: PostgreSQLEngine) -> None:
         self._engine = engine
-        self._pool = pool
-        self._text = _APPEND.format(
-            sessions=named(tables.sessions), messages=named(tables.messages), touch=TOUCH_INTERVAL
-        )
         self._coalescer = Coalescer[tuple[str, str], Append, AppendResult](
             self._send, together=together
         )
@@ -139,7 +98,7 @@ class Appends:
             [row.created for row in rows],
         )
         try:
-            stored = await self._pool.fetch(self._text, arguments, "write")
+            stored = await self._engine.fetch(self._engine.single.append, arguments, "write")
         except ConflictError:
             return []  # an id that is there already: a repeat, or another body
         return sorted(seq for (seq,) in stored)

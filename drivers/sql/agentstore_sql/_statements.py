@@ -145,6 +145,8 @@ class Statements:
         sessions = self.tables.sessions.c
         newest = (sessions.updated_at.desc(), sessions.session_id)
         # The first term says where the index is entered; the second alone is read from its start.
+        # The first page has both too, with the greatest time: without a bound, SQLite would rather
+        # sort the whole table once it has been analyzed.
         behind = (
             sessions.updated_at <= p("updated_at"),
             or_(
@@ -155,13 +157,12 @@ class Statements:
         alive = select(*self._session).where(
             sessions.tenant == p("tenant"), self._alive(sessions.expires_at)
         )
-        self.newest: dict[tuple[bool, bool], Statement] = {}
+        self.newest: dict[bool, Statement] = {}
         self.by_id: dict[bool, Statement] = {}
         for of_user in (False, True):
             listed = alive.where(self._owned) if of_user else alive
-            page = listed.order_by(*newest).limit(p("limit"))
-            self.newest[of_user, False] = self._ready(page)
-            self.newest[of_user, True] = self._ready(page.where(*behind))
+            page = listed.where(*behind).order_by(*newest).limit(p("limit"))
+            self.newest[of_user] = self._ready(page)
             self.by_id[of_user] = self._ready(
                 listed.where(
                     sessions.session_id >= p("start"),

@@ -20,13 +20,13 @@ from agentstore_sql import SQLiteDriver
 sys.path.insert(0, str(Path(__file__).parent))
 
 from postgresql_fixtures import (  # noqa: E402 - it is found by the line above
-    postgresql,
+    postgresql_empty_url,
     postgresql_server,
     postgresql_template,
     postgresql_url,
 )
 
-__all__ = ["postgresql", "postgresql_server", "postgresql_template", "postgresql_url"]
+__all__ = ["postgresql_empty_url", "postgresql_server", "postgresql_template", "postgresql_url"]
 
 
 @pytest.fixture

@@ -3,55 +3,62 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+from uuid import uuid4
 
+import asyncpg
 import pytest
 
 from agentstore import connect
-from postgresql_server import PostgreSQLServer, missing
+from servers import PostgreSQL
 
-__all__ = ["postgresql", "postgresql_server", "postgresql_template", "postgresql_url"]
+__all__ = ["postgresql_empty_url", "postgresql_server", "postgresql_template", "postgresql_url"]
+
+
+async def asked(url: str, *statements: str) -> list[list[tuple[object, ...]]]:
+    """Run statements as a witness who knows nothing of the store, and give their rows."""
+    witness = await asyncpg.connect(url, ssl=False, statement_cache_size=0)
+    try:
+        return [[tuple(row) for row in await witness.fetch(one)] for one in statements]
+    finally:
+        await witness.close()
 
 
 @pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[PostgreSQLServer]:
-    """The server that the tests share."""
-    if reason := missing():
-        if os.environ.get("AGENTSTORE_REQUIRE_SERVERS"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    # Not pytest's own: those belong to root, and another run may clear them away.
-    with TemporaryDirectory(prefix="agentstore-") as directory:
-        server = PostgreSQLServer(Path(directory))
+def postgresql_server() -> Iterator[PostgreSQL]:
+    """The server that the tests share; it syncs, as one in earnest does."""
+    with PostgreSQL() as server:
         yield server
-        server.stop()
 
 
 @pytest.fixture(scope="session")
-def postgresql_template(postgresql_server: PostgreSQLServer) -> str:
+def postgresql_template(postgresql_server: PostgreSQL) -> str:
     """A database with the tables, which is copied for each test."""
 
     async def make() -> str:
-        name = await postgresql_server.create()
-        async with connect(postgresql_server.url(name), connect_timeout=30):
-            return name
+        await asked(postgresql_server.url, "CREATE DATABASE template_with_tables")
+        url = urlsplit(postgresql_server.url)._replace(path="/template_with_tables").geturl()
+        async with connect(url, connect_timeout=30):
+            return "template_with_tables"
 
     return asyncio.run(make())
 
 
 @pytest.fixture
-def postgresql(postgresql_server: PostgreSQLServer, postgresql_template: str) -> Iterator[str]:
-    """A database of the test's own, with the tables: its name."""
-    name = asyncio.run(postgresql_server.create(postgresql_template))
-    yield name
-    drop = f'DROP DATABASE "{name}" WITH (FORCE)'
-    asyncio.run(postgresql_server.execute(drop))
+def postgresql_url(postgresql_server: PostgreSQL, postgresql_template: str) -> Iterator[str]:
+    """A database of the test's own, with the tables."""
+    yield from _database(postgresql_server.url, f" TEMPLATE {postgresql_template}")
 
 
 @pytest.fixture
-def postgresql_url(postgresql_server: PostgreSQLServer, postgresql: str) -> str:
-    """The URL of the test's own database."""
-    return postgresql_server.url(postgresql)
+def postgresql_empty_url(postgresql_server: PostgreSQL) -> Iterator[str]:
+    """A database of the test's own, without tables."""
+    yield from _database(postgresql_server.url, "")
+
+
+def _database(url: str, template: str) -> Iterator[str]:
+    name = f"t{uuid4().hex}"
+    asyncio.run(asked(url, f"CREATE DATABASE {name}{template}"))
+    yield urlsplit(url)._replace(path=f"/{name}").geturl()
+    asyncio.run(asked(url, f"DROP DATABASE {name} WITH (FORCE)"))

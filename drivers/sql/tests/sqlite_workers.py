@@ -114,7 +114,7 @@ def fill_disk(url: str, answer: Connection) -> None:
 async def _fill(
     url: str, room: Callable[[int], object], lift: Callable[[], object]
 ) -> dict[str, Any]:
-    refused: list[StoreError] = []
+    refused: list[object] = []
     stored = 0
     async with connect(url) as database:
         await database.conversations.append("s", [_long(10)])
@@ -135,14 +135,16 @@ async def _fill(
             "stored": 1 + stored,
             "read": len(await database.conversations.read("s")),
             "sessions": len(await database.conversations.sessions()),
-            "refused": [
-                (type(error).__name__, error.code, error.retryable, error.outcome_unknown)
-                for error in refused
-            ],
+            "refused": [_told(error) for error in refused],
         }
         lift()
         await database.conversations.append("s", [_long(10_000)])
         return answer | {"afterwards": len(await database.conversations.read("s"))}
+
+
+def _told(error: object) -> tuple[str, str | None, bool, bool]:
+    assert isinstance(error, StoreError)
+    return type(error).__name__, error.code, error.retryable, error.outcome_unknown
 
 
 def _long(size: int) -> Message:
@@ -172,7 +174,7 @@ def open_until_killed(url: str, statement: int) -> None:
     statements = itertools.count()
 
     def connect_and_count(*args: Any, **options: Any) -> sqlite3.Connection:
-        connection = connected(*args, **options)
+        connection: sqlite3.Connection = connected(*args, **options)
 
         def trace(text: str) -> None:
             began = text == "BEGIN EXCLUSIVE" or connection.in_transaction

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from textwrap import dedent
@@ -301,7 +301,7 @@ async def test_a_file_that_went_away_is_noticed(
     path.rename(aside)
     if what == "replaced":
         path.write_bytes(aside.read_bytes())
-    calls = [
+    calls: list[Callable[[], Awaitable[object]]] = [
         lambda: database.conversations.append("s", HELLO),
         lambda: database.conversations.read("s"),
         lambda: database.state.app().put("key", 1),

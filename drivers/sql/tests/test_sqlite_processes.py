@@ -94,6 +94,7 @@ def test_killed_processes_lose_nothing(url: str, path: Path, tmp_path: Path) -> 
     chance = random.Random(60)
     logs: list[Path] = []
     again: list[str] = []
+    stored: list[str] = []
     for number in range(60):
         logs.append(tmp_path / f"{number}.log")
         process = FORKS.Process(target=append_for_ever, args=(url, logs[-1], f"w{number}", again))
