@@ -92,7 +92,7 @@ class Hosted(Wrapper):
             raise ClosedError("the database is closed")
         home, store = portal(), self._store
         if store is not None and store.home is not home:
-            _of_parents.append(store)
+            _left_alone.append(store)
             store = None
         if store is None or store.has_ended:
             store = self._store = _Store(home, self._build())
@@ -109,7 +109,7 @@ class Hosted(Wrapper):
 
 # What a forked child found open is left to its parent: not even garbage collected, which would
 # close it.
-_of_parents: list[_Store] = []
+_left_alone: list[_Store] = []
 
 
 class _Store:
@@ -147,6 +147,8 @@ class _Store:
         """Have it closed, because nobody can use it any more; in any thread, at any moment."""
         if self.home._thread.is_alive():
             self.home._loop.call_soon_threadsafe(self._begin_to_close)
+        else:
+            _left_alone.append(self)
 
     def _begin_to_close(self) -> asyncio.Task[None]:
         if self._closing is None:

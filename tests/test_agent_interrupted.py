@@ -13,18 +13,25 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+import pytest_asyncio
 
 from agentstore import Agent, ConfigurationError, Database, Message, connect, db
-from agentstore.errors import ClosedError, DataError, OverloadedError
+from agentstore.errors import DataError, UnavailableError
+from agentstore.memory import MemoryDriver
 from agentstore.models import Completion
+from agentstore.stores import Driver
+from agentstore.url import URL
+from agentstore.wrappers import Operation, Wrapper
 from openai_server import complaint
 
 JSON = dict[str, Any]
+T = TypeVar("T")
 
 
 def call(name: str, call_id: str, **arguments: object) -> JSON:
@@ -125,3 +132,742 @@ async def test_cancelled_after_any_number_of_steps(
             await check_that_it_goes_on(database, session_id, at_once=at_once)
             steps += 1 if scheme == "memory" else 1 + steps // 8
     assert steps > 20
+
+
+class Faulty(Wrapper):
+    """Does something of its own after each call, or instead of it."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryDriver(URL.parse("memory://")))
+        self.instead: Callable[[Operation], None] = lambda operation: None
+        self.behind: Callable[[Operation], Awaitable[object]] | None = None
+
+    async def _invoke(self, operation: Operation, call: Callable[[Driver], Awaitable[T]]) -> T:
+        self.instead(operation)
+        result = await call(self._inner)
+        if self.behind is not None:
+            behind, self.behind = self.behind, None
+            await behind(operation)
+        return result
+
+
+@pytest_asyncio.fixture
+async def faulty() -> AsyncIterator[tuple[Faulty, Database]]:
+    driver = Faulty()
+    database = Database(driver)
+    await database.open()
+    yield driver, database
+    await database.close()
+
+
+@pytest_asyncio.fixture(params=["memory", "sqlite"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/a.db"
+    async with connect(url) as opened:
+        yield opened
+
+
+async def abc(messages: list[JSON]) -> AsyncIterator[str]:
+    assert complaint(messages) is None
+    for piece in "abc":
+        yield piece
+
+
+class Untidy:
+    """A model whose generator takes its time to close, as one that closes a connection does."""
+
+    async def respond(
+        self, messages: list[JSON], *, tools: list[JSON], stream: bool
+    ) -> AsyncGenerator[str | Completion, None]:
+        try:
+            for piece in "abc":
+                yield piece
+            yield Completion(message={"role": "assistant", "content": "abc"})
+        finally:
+            await asyncio.sleep(0.01)
+
+
+async def part(database: Database, session_id: str = "s") -> str | None:
+    """Give the part of an answer that was stored; the session goes on behind it."""
+    for _ in range(200):
+        if not database._turns._queues:
+            break
+        await asyncio.sleep(0.01)
+    assert database._turns._queues == {}
+    messages = await stored(database, session_id)
+    found = [message.text for message in messages if message.metadata.get("partial")]
+    assert await Agent(llm=abc, db=database, session_id=session_id).achat("on") == "abc"
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("read", [0, 1, 2, 3])
+async def test_stream_is_closed(database: Database, read: int) -> None:
+    """What was read of a stream by the time it is closed is what is stored of it."""
+    stream = Agent(llm=abc, db=database, session_id="s").astream("go")
+    pieces = [await anext(stream) for _ in range(read)]
+    await stream.aclose()
+    await stream.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    assert (await part(database) or "") == "".join(pieces)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("llm", [abc, Untidy()], ids=["tidy", "untidy"])
+@pytest.mark.parametrize("way", ["dropped", "in a cycle", "consumer fails"])
+async def test_stream_is_lost(
+    database: Database, llm: Any, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stream that nobody closes is closed by the garbage collector, without a word."""
+
+    async def consume() -> None:
+        stream = Agent(llm=llm, db=database, session_id="s").astream("go")
+        if way == "in a cycle":
+            cycle: list[object] = [stream]
+            cycle.append(cycle)
+        async for piece in stream:
+            if piece == "b":
+                if way == "consumer fails":
+                    raise LookupError("in the consumer")
+                break
+
+    if way == "consumer fails":
+        with pytest.raises(LookupError):
+            await consume()
+    else:
+        await consume()
+    gc.collect()
+    assert await part(database) == "ab"
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("llm", [abc, Untidy()], ids=["tidy", "untidy"])
+def test_loop_ends_before_the_stream(
+    llm: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stream that is held half-read when its loop ends is stored by then, without a word."""
+    database = db(f"sqlite:///{tmp_path}/a.db?synchronous=normal")
+    held: list[object] = []
+
+    async def main(session_id: str) -> None:
+        stream = Agent(llm=llm, db=database, session_id=session_id).astream("go")
+        held.append(stream)
+        assert await anext(stream) == "a"
+
+    for number in range(10):  # the loop closes generators in any order
+        asyncio.run(main(str(number)))
+        assert asyncio.run(part(database, str(number))) == "a"
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    database.sync.close()
+
+
+@pytest.mark.asyncio
+async def test_model_waits_for_the_consumer(database: Database) -> None:
+    """A model is not run ahead of who reads its answer."""
+    made: list[int] = []
+
+    async def llm(messages: list[JSON]) -> AsyncIterator[str]:
+        for number in range(100):
+            made.append(number)
+            yield str(number)
+
+    async with Agent(llm=llm, db=database, session_id="s").astream("go") as stream:
+        for number in range(5):
+            await anext(stream)
+            await asyncio.sleep(0.01)
+            assert made == list(range(number + 1))
+
+
+@pytest.mark.asyncio
+async def test_what_was_read_is_stored(database: Database) -> None:
+    """However a reader is cancelled, each piece that it got lies in the store."""
+    for steps in range(0, 120, 3):
+        session_id, got = f"s{steps}", list[str]()
+
+        async def read(session_id: str = session_id, got: list[str] = got) -> None:
+            async for piece in Agent(llm=abc, db=database, session_id=session_id).astream("go"):
+                got.append(piece)
+
+        task = asyncio.create_task(read())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait((task,), timeout=10)
+        answers = [m.text for m in await stored(database, session_id) if m.role == "assistant"]
+        assert "".join(answers).startswith("".join(got))
+        assert len(answers) <= 1
+
+
+@pytest.mark.asyncio
+async def test_cancelled_twice(faulty: tuple[Faulty, Database]) -> None:
+    """The first cancellation waits for the answer to be stored, the second one for nothing."""
+    driver, database = faulty
+    storing, over = asyncio.Event(), asyncio.Event()
+
+    async def wait(operation: Operation) -> None:
+        storing.set()
+        await over.wait()
+
+    async def llm(messages: list[JSON]) -> str:
+        driver.behind = wait
+        return "whole"
+
+    task = asyncio.create_task(Agent(llm=llm, db=database, session_id="s").achat("go"))
+    await storing.wait()
+    task.cancel()
+    assert await asyncio.wait((task,), timeout=0.05) == (set(), {task})
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 1)
+    over.set()
+    assert await part(database) is None
+    assert [m.text for m in await stored(database)] == ["go", "whole", "on", "abc"]
+
+
+@pytest.mark.asyncio
+async def test_answer_that_came_whole_is_stored(faulty: tuple[Faulty, Database]) -> None:
+    """A turn that is cancelled while the whole answer is being stored has stored it."""
+    driver, database = faulty
+    storing = asyncio.Event()
+
+    async def wait(operation: Operation) -> None:
+        storing.set()
+        await asyncio.sleep(0.02)
+
+    async def llm(messages: list[JSON]) -> str:
+        driver.behind = wait
+        return "whole"
+
+    first = Agent(llm=llm, db=database, session_id="s").achat("go", message_id="m1")
+    task = asyncio.create_task(first)
+    await storing.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    again = Agent(llm=abc, db=database, session_id="s").achat("go", message_id="m1")
+    assert await again == "whole"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("way", ["closed", "cancelled", "model fails"])
+async def test_part_that_can_not_be_stored(
+    faulty: tuple[Faulty, Database], way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What broke the answer off is raised; that its part is lost is logged, without its text."""
+    driver, database = faulty
+
+    def refuse(operation: Operation) -> None:
+        raise UnavailableError("no way through")
+
+    async def llm(messages: list[JSON]) -> AsyncIterator[str]:
+        yield "confidential"
+        if way == "model fails":
+            raise LookupError("the model is down")
+        await asyncio.sleep(60)
+
+    stream = Agent(llm=llm, db=database, session_id="s").astream("go")
+    assert await anext(stream) == "confidential"
+    driver.instead = refuse
+    if way == "closed":
+        await stream.aclose()
+    elif way == "model fails":
+        with pytest.raises(LookupError, match="the model is down"):
+            await anext(stream)
+    else:
+        task = asyncio.create_task(stream.__anext__())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "could not be stored: Faulty append: no way through" in record.message
+    assert "confidential" not in caplog.text
+    driver.instead = lambda operation: None
+    assert await part(database) is None
+
+
+# --- repeating
+
+
+@pytest.mark.asyncio
+async def test_repeat_goes_on_from_the_results(database: Database) -> None:
+    """A turn that broke off behind its tools doesn't call them again under its id."""
+    called: list[str] = []
+    asked: list[list[str]] = []
+
+    def work() -> str:
+        called.append("work")
+        return "done"
+
+    async def llm(messages: list[JSON]) -> JSON | str:
+        asked.append([message["role"] for message in messages])
+        if len(asked) == 1:
+            return {"content": None, "tool_calls": [call("work", "a")]}
+        if len(asked) == 2:
+            raise LookupError("the model is down")
+        return "finished"
+
+    with pytest.raises(LookupError):
+        await Agent(llm=llm, tools=[work], db=database, session_id="s").achat("go", message_id="m1")
+    again = Agent(llm=llm, tools=[work], db=database, session_id="s")
+    assert await again.achat("go", message_id="m1") == "finished"
+    assert called == ["work"]
+    assert asked == [["user"], ["user", "assistant", "tool"], ["user", "assistant", "tool"]]
+
+
+@pytest.mark.asyncio
+async def test_repeat_of_a_refusal(database: Database) -> None:
+    """A stored answer reads as it did the first time, a refusal too."""
+
+    async def llm(messages: list[JSON]) -> JSON:
+        return {"content": None, "refusal": "I can't."}
+
+    first = await Agent(llm=llm, db=database, session_id="s").achat("go", message_id="m1")
+    again = await Agent(llm=llm, db=database, session_id="s").achat("go", message_id="m1")
+    assert first == again == "I can't."
+
+
+@pytest.mark.asyncio
+async def test_what_others_said_meanwhile_is_not_answered(
+    faulty: tuple[Faulty, Database],
+) -> None:
+    """A model sees its own question last, also where another process spoke right behind it."""
+    driver, database = faulty
+    sent: list[JSON] = []
+
+    async def meddle(operation: Operation) -> None:
+        await database.conversations.append(
+            "s",
+            [
+                {"role": "user", "content": "theirs"},
+                {"role": "assistant", "content": None, "tool_calls": [call("look", "a")]},
+            ],
+        )
+
+    async def llm(messages: list[JSON]) -> str:
+        sent[:] = messages
+        return "ok"
+
+    driver.behind = meddle
+    await Agent(llm=llm, db=database, session_id="s").achat("mine")
+    assert sent == [{"role": "user", "content": "mine"}]
+    await Agent(llm=llm, db=database, session_id="s").achat("next")
+    assert [message["content"] for message in sent] == [
+        "mine",
+        "theirs",
+        None,
+        "No result: the call was broken off.",
+        "ok",
+        "next",
+    ]
+
+
+# --- what models answer
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ({"content": ""}, ""),
+        ({"content": None}, ""),
+        ({"content": None, "tool_calls": None}, ""),
+        ({"content": "x", "tool_calls": []}, "x"),
+        ({"content": "x", "tool_calls": None, "function_call": None, "refusal": None}, "x"),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "ab"),
+        ({"content": []}, ""),
+        ("", ""),
+    ],
+)
+async def test_odd_answers(database: Database, answer: Any, text: str) -> None:
+    """An answer without text is an answer: it is stored as it came, and the session goes on."""
+
+    async def llm(messages: list[JSON]) -> Any:
+        return answer
+
+    reply = await Agent(llm=llm, db=database, session_id="s").achat("go", message_id="m1")
+    assert reply == text
+    kept = (await stored(database))[1].to_openai()
+    given = {"content": answer} if isinstance(answer, str) else answer
+    assert kept == {"role": "assistant", **given}
+    again = await Agent(llm=llm, db=database, session_id="s").achat("go", message_id="m1")
+    assert again == text
+    assert await part(database) is None
+
+
+class Caller:
+    """A model that answers its first question with these calls, and then with "done"."""
+
+    def __init__(self, calls: Any) -> None:
+        self.calls = calls
+        self.sent: list[JSON] = []
+
+    async def __call__(self, messages: list[JSON]) -> JSON | str:
+        assert complaint(messages) is None
+        self.sent = messages
+        if any(message.get("tool_calls") for message in messages):
+            return "done"
+        return {"content": None, "tool_calls": self.calls}
+
+
+@pytest.mark.asyncio
+async def test_duplicate_call_ids(database: Database) -> None:
+    """Two calls under one id in one message: both are made, and the list that is sent is sound."""
+    seen: list[int] = []
+
+    def note(number: int) -> int:
+        seen.append(number)
+        return number
+
+    llm = Caller([call("note", "same", number=1), call("note", "same", number=2)])
+    agent = Agent(llm=llm, tools=[note], db=database, session_id="s")
+    assert await agent.achat("go") == "done"
+    assert sorted(seen) == [1, 2]
+    assert [message.text for message in await stored(database)] == ["go", "", "1", "2", "done"]
+    assert await agent.achat("next") == "done"
+
+
+@pytest.mark.asyncio
+async def test_reused_call_ids(database: Database) -> None:
+    """A model that gives every call the same id gets each its own result."""
+    numbers = iter(range(10))
+
+    def number() -> int:
+        return next(numbers)
+
+    async def llm(messages: list[JSON]) -> JSON | str:
+        assert complaint(messages) is None
+        results = [message["content"] for message in messages if message["role"] == "tool"]
+        if len(results) < 4:
+            return {"content": None, "tool_calls": [call("number", "call_0")]}
+        return " ".join(results)
+
+    agent = Agent(llm=llm, tools=[number], db=database, session_id="s")
+    assert await agent.achat("go") == "0 1 2 3"
+
+
+@pytest.mark.asyncio
+async def test_calls_that_lack_something(database: Database) -> None:
+    """A call without an id, or without arguments where it needs none, is answered all the same."""
+    llm = Caller(
+        [
+            {"type": "function", "function": {"name": "look"}},
+            {"id": "", "type": "function", "function": {"name": "look", "arguments": ""}},
+            {"id": None, "type": "function", "function": {"name": "look", "arguments": None}},
+            {"id": "d", "type": "function", "function": {"name": "nothing", "arguments": "{"}},
+        ]
+    )
+    agent = Agent(llm=llm, tools=[look], db=database, session_id="s")
+    assert await agent.achat("go") == "done"
+    results = [message for message in llm.sent if message["role"] == "tool"]
+    assert [message["content"] for message in results] == [
+        "seen",
+        "seen",
+        "seen",
+        "Error: there is no tool nothing; there are: look",
+    ]
+    assert len({message["tool_call_id"] for message in results}) == 4
+    assert await agent.achat("next") == "done"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "calls",
+    [
+        "look",
+        {"name": "look"},
+        [None],
+        ["look"],
+        [{}],
+        [{"id": "a"}],
+        [{"id": "a", "function": None}],
+        [{"id": "a", "function": {"arguments": "{}"}}],
+        [{"id": "a", "function": {"name": "look", "arguments": {}}}],
+    ],
+)
+async def test_calls_of_nothing(database: Database, calls: Any) -> None:
+    """Calls that name no function are an error of the model's, and are not stored."""
+    agent = Agent(llm=Caller(calls), tools=[look], db=database, session_id="s")
+    with pytest.raises(ConfigurationError, match="the model"):
+        await agent.achat("go")
+    assert [message.role for message in await stored(database)] == ["user"]
+    assert await part(database) is None
+
+
+@pytest.mark.asyncio
+async def test_model_without_a_completion(database: Database) -> None:
+    """A model of one's own that ends without a completion is told so; what came is stored."""
+
+    class Endless:
+        async def respond(
+            self, messages: list[JSON], *, tools: list[JSON], stream: bool
+        ) -> AsyncGenerator[str | Completion, None]:
+            yield "some"
+
+    with pytest.raises(ConfigurationError, match="Completion"):
+        _ = [
+            piece async for piece in Agent(llm=Endless(), db=database, session_id="s").astream("x")
+        ]
+    assert await part(database) == "some"
+
+
+@pytest.mark.asyncio
+async def test_answer_that_no_store_can_keep(database: Database) -> None:
+    """Such an answer is a `DataError` without its text; the session goes on."""
+
+    async def llm(messages: list[JSON]) -> str:
+        return "confidential \ud800"
+
+    with pytest.raises(DataError) as caught:
+        await Agent(llm=llm, db=database, session_id="s").achat("go")
+    assert "confidential" not in f"{caught.value!r} {caught.value}"
+    assert await part(database) is None
+
+
+# --- agents within agents
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("form", ["async", "sync"])
+@pytest.mark.parametrize("whose", ["another", "its own"])
+async def test_tool_asks_an_agent(tmp_path: Path, form: str, whose: str) -> None:
+    """A tool may ask an agent of another session; of its own it is told that it can't, at once."""
+    database = db(f"sqlite:///{tmp_path}/a.db")
+    other = Agent(llm="offline", db=database, session_id="other" if whose == "another" else "s")
+
+    async def ask_async() -> str:
+        return await other.achat("hello")
+
+    def ask_sync() -> str:
+        return other.chat("hello")
+
+    tool = ask_async if form == "async" else ask_sync
+    llm = Caller([call(tool.__name__, "a")])
+    agent = Agent(llm=llm, tools=[tool], db=database, session_id="s")
+    async with asyncio.timeout(10):
+        assert await agent.achat("go") == "done"
+    (result,) = (message["content"] for message in llm.sent if message["role"] == "tool")
+    if whose == "another":
+        assert result.startswith("This is the offline model.")
+    else:
+        assert result.startswith("Error: ConfigurationError: this turn is asked for by a turn")
+    await database.close()
+
+
+def test_agents_within_agents_do_not_use_threads_up() -> None:
+    """Forty tools at once may each ask an agent whose model is a function that isn't async."""
+    database = db("memory://")
+    together = threading.Barrier(40)
+
+    def think(messages: list[JSON]) -> str:
+        return "thought"
+
+    def ask() -> str:
+        together.wait(30)
+        return Agent(llm=think, db=database).chat("hello")
+
+    replies: list[str] = []
+
+    def chat() -> None:
+        agent = Agent(llm=Caller([call("ask", "a")]), tools=[ask], db=database)
+        replies.append(agent.chat("go"))
+
+    threads = [threading.Thread(target=chat) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert replies == ["done"] * 40
+    database.sync.close()
+
+
+@pytest.mark.asyncio
+async def test_tool_whose_own_work_is_cancelled(database: Database) -> None:
+    """A cancellation that is not the turn's is an error of the tool, and cancels nobody."""
+
+    async def share() -> str:
+        work = asyncio.create_task(asyncio.sleep(60))
+        work.cancel()
+        await work
+        return "never"
+
+    llm = Caller([call("share", "a")])
+    agent = Agent(llm=llm, tools=[share], db=database, session_id="s")
+    assert await agent.achat("go") == "done"
+    assert llm.sent[-1]["content"] == "Error: CancelledError"
+
+
+VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="unset")
+
+
+@pytest.mark.parametrize("way", ["achat", "astream", "chat", "stream"])
+@pytest.mark.parametrize("form", ["async", "sync"])
+def test_context_variables(way: str, form: str) -> None:
+    """Models and tools see the context variables of who asks; theirs don't come back."""
+    seen: list[str] = []
+
+    def see() -> str:
+        seen.append(VARIABLE.get())
+        VARIABLE.set("changed")
+        return "seen"
+
+    async def see_async() -> str:
+        return see()
+
+    caller = Caller([call(see.__name__ if form == "sync" else see_async.__name__, "a")])
+
+    def llm(messages: list[JSON]) -> Any:
+        seen.append(VARIABLE.get())
+        return asyncio.run(caller(messages))
+
+    async def llm_async(messages: list[JSON]) -> Any:
+        seen.append(VARIABLE.get())
+        return await caller(messages)
+
+    database = db("memory://")
+    agent = Agent(
+        llm=llm if form == "sync" else llm_async,
+        tools=[see, see_async],
+        db=database,
+        session_id="s",
+    )
+
+    async def main() -> None:
+        if way == "achat":
+            await agent.achat("go")
+        else:
+            _ = [piece async for piece in agent.astream("go")]
+        assert VARIABLE.get() == "mine"
+
+    token = VARIABLE.set("mine")
+    if way == "chat":
+        agent.chat("go")
+    elif way == "stream":
+        list(agent.stream("go"))
+    else:
+        asyncio.run(main())
+    assert VARIABLE.get() == "mine"
+    VARIABLE.reset(token)
+    assert seen == ["mine"] * 3
+    database.sync.close()
+
+
+# --- threads and processes
+
+
+def test_sync_stream_is_lost_in_a_thread(tmp_path: Path) -> None:
+    """A blocking stream that a thread leaves half-read is closed once nobody has it."""
+    database = db(f"sqlite:///{tmp_path}/a.db")
+
+    def read() -> None:
+        stream = Agent(llm=abc, db=database, session_id="s").stream("go")
+        assert next(stream) == "a"
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert asyncio.run(part(database)) == "a"
+    database.sync.close()
+
+
+def python(script: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_exit_with_a_half_read_stream(tmp_path: Path) -> None:
+    """A script that ends in mid-stream exits by itself, and what it read lies in the store."""
+    process = python(f"""
+        from agentstore import Agent, db
+        async def llm(messages):
+            for number in range(1000):
+                yield f"{{number}} "
+        stream = Agent(llm=llm, db=db("sqlite:///{tmp_path}/a.db"), session_id="s").stream("go")
+        print(next(stream), next(stream))
+    """)
+    out, error = process.communicate(timeout=30)
+    assert (process.returncode, out, error) == (0, "0  1 \n", "")
+    database = db(f"sqlite:///{tmp_path}/a.db")
+    assert asyncio.run(part(database)) == "0 1 "
+    database.sync.close()
+
+
+@pytest.mark.parametrize("way", ["chat", "stream", "achat"])
+def test_interrupted_from_the_keyboard(way: str, tmp_path: Path) -> None:
+    """Ctrl-C ends a blocking call at once, with the question stored, and the session goes on."""
+    process = python(f"""
+        import asyncio
+        from agentstore import Agent, db
+        async def llm(messages):
+            yield "part"
+            print("asked", flush=True)
+            await asyncio.sleep(60)
+        agent = Agent(llm=llm, db=db("sqlite:///{tmp_path}/a.db"), session_id="s")
+        try:
+            if "{way}" == "chat":
+                agent.chat("go")
+            elif "{way}" == "stream":
+                list(agent.stream("go"))
+            else:
+                asyncio.run(agent.achat("go"))
+        except KeyboardInterrupt:
+            agent._model = __import__("agentstore.models").models.resolve("offline")
+            print(agent.chat("and now?").split(".")[0])
+    """)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "asked\n"
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    out, error = process.communicate(timeout=30)
+    assert (process.returncode, out, error) == (0, "This is the offline model\n", "")
+    assert time.monotonic() - began < 5
+    database = db(f"sqlite:///{tmp_path}/a.db")
+    messages = asyncio.run(stored(database))
+    roles = ["user", "assistant", "user", "assistant"] if way == "stream" else None
+    assert [message.role for message in messages] == (roles or ["user", "user", "assistant"])
+    assert asyncio.run(part(database)) == ("part" if way == "stream" else None)
+    database.sync.close()
+
+
+def test_two_processes_on_one_session(tmp_path: Path) -> None:
+    """Two processes that talk in one session at once answer each its own, and lose nothing."""
+    script = f"""
+        import sys
+        from agentstore import Agent, db
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from openai_server import complaint
+        me = sys.argv[1]
+        def look() -> str:
+            return me
+        def llm(messages, tools):
+            assert complaint(messages) is None, complaint(messages)
+            if messages[-1]["role"] == "tool":
+                return f"{{me}} saw {{messages[-1]['content']}}"
+            assert messages[-1]["content"].startswith(me), messages[-1]
+            function = {{"name": "look", "arguments": "{{}}"}}
+            call = {{"id": "same", "type": "function", "function": function}}
+            return {{"content": None, "tool_calls": [call]}}
+        agent = Agent(llm=llm, tools=[look], db=db("sqlite:///{tmp_path}/a.db"), session_id="s")
+        for number in range(10):
+            assert agent.chat(f"{{me}} {{number}}") == f"{{me}} saw {{me}}"
+    """.replace("sys.argv[1]", "os.environ['ME']").replace("import sys", "import os, sys")
+    processes = [python(script, env={**os.environ, "ME": me}) for me in "AB"]
+    for process in processes:
+        _, error = process.communicate(timeout=50)
+        assert (process.returncode, error) == (0, "")
+    database = db(f"sqlite:///{tmp_path}/a.db")
+    messages = asyncio.run(stored(database))
+    assert len(messages) == 80
+    for me in "AB":
+        said = [m.text for m in messages if m.role == "user" and m.text.startswith(me)]
+        assert said == [f"{me} {number}" for number in range(10)]
+    database.sync.close()

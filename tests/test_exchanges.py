@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentstore import ConfigurationError, Message
@@ -16,6 +16,9 @@ from agentstore.exchanges import answerable, sendable
 from openai_server import complaint
 
 JSON = dict[str, Any]
+
+# A busy machine is no finding.
+often = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 
 
 def call(call_id: str, name: str = "f") -> JSON:
@@ -142,14 +145,14 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_window, "_MARGIN", 2)
 
 
-@settings(deadline=None, max_examples=300)
+@often
 @given(sessions(), st.integers(1, 30))
 def test_window_of_messages(session: list[Message], last: int) -> None:
     """`last` gives the shortest end of at least so many messages that cuts no exchange."""
     assert list(read(session, last=last)) == list(_expected(session, last, None))
 
 
-@settings(deadline=None, max_examples=300)
+@often
 @given(sessions(), st.integers(1, 120))
 def test_window_of_tokens(session: list[Message], budget: int) -> None:
     """`max_tokens` gives the longest end that fits and cuts no exchange, and never nothing."""
@@ -158,7 +161,7 @@ def test_window_of_tokens(session: list[Message], budget: int) -> None:
     assert bool(window) == bool(session)
 
 
-@settings(deadline=None, max_examples=300)
+@often
 @given(sessions(), st.integers(1, 30), st.integers(1, 120))
 def test_window_of_both(session: list[Message], last: int, budget: int) -> None:
     """`max_tokens` narrows what `last` asks for, and never widens it."""
@@ -166,7 +169,7 @@ def test_window_of_both(session: list[Message], last: int, budget: int) -> None:
     assert list(window) == list(_expected(session, last, budget))
 
 
-@settings(deadline=None)
+@often
 @given(sessions(), st.integers(1, 60), st.integers(0, 70), st.integers(0, 70))
 def test_window_within_bounds(session: list[Message], budget: int, after: int, before: int) -> None:
     """With bounds, a window of tokens is that of a session which has nothing beyond them."""
@@ -175,7 +178,7 @@ def test_window_within_bounds(session: list[Message], budget: int, after: int, b
     assert list(window) == list(_expected(within, None, budget))
 
 
-@settings(deadline=None)
+@often
 @given(sessions(), st.integers(1, 7), st.sampled_from(["first", "last"]))
 def test_pages(session: list[Message], size: int, end: str) -> None:
     """Pages in either direction follow one another without gap or repeat."""
@@ -223,7 +226,7 @@ def test_orphan_in_a_long_session(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what is sent
 
 
-@settings(deadline=None, max_examples=500)
+@often
 @given(sessions(max_size=40))
 def test_sendable_is_accepted(session: list[Message]) -> None:
     """Whatever lies in a session, what is sent of it is accepted by an endpoint."""
@@ -264,7 +267,7 @@ _odd = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=500)
+@often
 @given(st.lists(_odd, max_size=20))
 def test_sendable_of_anything(session: list[Message]) -> None:
     """Calls without an id, results without a call, nulls and empty lists are sent to nobody."""
@@ -277,7 +280,7 @@ def test_sendable_of_anything(session: list[Message]) -> None:
             assert one[one.get("type", "function")]["name"]
 
 
-@settings(deadline=None)
+@often
 @given(sessions())
 def test_sendable_loses_nothing(session: list[Message]) -> None:
     """Every message that is no result is sent, in its order; nothing is changed in the session."""

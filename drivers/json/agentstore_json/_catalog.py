@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from msgspec import Struct, structs
+from msgspec.json import Decoder, encode
 
 from agentstore.driver import TOMBSTONE_AGE, from_micros, key_hash, to_micros
 from agentstore.errors import DataError
@@ -19,7 +20,7 @@ from agentstore.errors import DataError
 from . import _files as files
 from ._locks import Locks
 from ._log import Log
-from ._records import Head, decode, encode, moment
+from ._records import HEAD, Head, decode, moment
 
 _logger = logging.getLogger("agentstore.json")
 
@@ -62,6 +63,9 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknow
             updated_at=head.updated_at,
             due=head.expires_at,
         )
+
+
+_ENTRY = Decoder(Entry)
 
 
 class Catalog:
@@ -119,7 +123,7 @@ class Catalog:
         try:
             anew, lines = self._log.pull()
             noted = lines[1:] if anew else lines
-            entries = [decode(line, Entry, str(self._log.path)) for line in noted]
+            entries = [decode(line, _ENTRY, str(self._log.path)) for line in noted]
         except DataError as error:
             _logger.warning("%s; it is made again from the sessions", error)
             self._rebuild()
@@ -143,7 +147,7 @@ class Catalog:
     def _entries(self) -> Iterator[Entry]:
         for path in self._base.glob("conversations/*/*.jsonl"):
             with files.opened(path, os.O_RDONLY) as fd, open(fd, "rb", closefd=False) as file:
-                head = decode(file.readline(), Head, f"line 1 of {path}")
+                head = decode(file.readline(), HEAD, f"line 1 of {path}")
                 entry = Entry.of(head.tenant, head.session_id, head)
                 if entry.updated_at is not None:
                     # The lines behind the first may say otherwise: the file's own time is that

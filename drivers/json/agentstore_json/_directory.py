@@ -22,6 +22,9 @@ class _Format(msgspec.Struct):
     format: int
 
 
+_FORMAT = msgspec.json.Decoder(_Format)
+
+
 def open_directory(path: Path, timeout: float) -> tuple[Path, Locks]:
     """Give the real path of a store, ready for use, and its locks.
 
@@ -36,7 +39,11 @@ def open_directory(path: Path, timeout: float) -> tuple[Path, Locks]:
     if not os.access(base, os.R_OK | os.W_OK | os.X_OK):
         raise ConfigurationError(f"{base} can't be opened for writing: is it read-only?")
     marker = base / _FORMAT_FILE
-    if not marker.exists() and (strangers := _strangers(base)):
+    # In this order: of a store that another process makes meanwhile, the marker comes first.
+    strangers = _strangers(base)
+    if marker.exists():
+        _check_format(marker)
+    elif strangers:
         raise ConfigurationError(
             f"{base} is no store, and not empty ({strangers[0]!r}): give a directory of its own"
         )
@@ -46,7 +53,6 @@ def open_directory(path: Path, timeout: float) -> tuple[Path, Locks]:
     with locks.hold("format"):
         if not marker.exists():
             files.replace(marker, msgspec.json.encode(_Format(FORMAT)) + b"\n")
-    _check_format(marker)
     return base, locks
 
 
@@ -58,7 +64,7 @@ def _strangers(base: Path) -> list[str]:
 
 def _check_format(marker: Path) -> None:
     try:
-        found = msgspec.json.decode(marker.read_bytes(), type=_Format).format
+        found = _FORMAT.decode(marker.read_bytes()).format
     except msgspec.DecodeError:
         raise ConfigurationError(f"{marker} is damaged, or not a store's") from None
     if found > FORMAT:

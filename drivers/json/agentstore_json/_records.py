@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec.json import Decoder
 
 from agentstore.driver import Row, from_micros, now, to_micros
 from agentstore.errors import DataError
@@ -75,19 +76,16 @@ class Change(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=Tru
     messages: list[Line] = []
 
 
-_encoder = msgspec.json.Encoder()
+# Made here once: threads that meet the same type for the first time crash msgspec 0.22.
+HEAD = Decoder(Head)
+CHANGE = Decoder(Change)
 
 
-def encode(value: object) -> bytes:
-    """Write a value as one line of JSON, without the end of the line."""
-    return _encoder.encode(value)
-
-
-def decode(line: bytes, kind: type[T], where: str) -> T:
-    """Read a value; `DataError` says `where` it is damaged."""
+def decode(line: bytes, decoder: Decoder[T], where: str) -> T:
+    """Read a line; `DataError` says `where` it is damaged."""
     try:
         # By way of text: a body that is taken as it is isn't checked to be UTF-8.
-        return msgspec.json.decode(line.decode(), type=kind)
+        return decoder.decode(line.decode())
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise DataError(f"{where} is damaged") from None
 

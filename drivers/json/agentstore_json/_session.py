@@ -10,13 +10,14 @@ from typing import Any
 from uuid import uuid4
 
 from msgspec import UNSET
+from msgspec.json import encode
 
 from agentstore.driver import TOUCH_INTERVAL, Ledger, load
 from agentstore.errors import ConflictError, DataError
 from agentstore.types import AppendResult, Message, Session
 
 from ._log import Log
-from ._records import Change, Head, Line, after, decode, encode, is_past, moment
+from ._records import CHANGE, HEAD, Change, Head, Line, after, decode, is_past, moment
 
 _TOUCHED = timedelta(microseconds=TOUCH_INTERVAL)
 # What replaced titles, metadata and times may take before the file is written anew without them.
@@ -66,10 +67,10 @@ class SessionFile:
         for number, line in enumerate(lines, self._log.lines - len(lines) + 1):
             where = f"line {number} of {self._log.path}"
             if self.head is None:
-                self.head = self._identified(decode(line, Head, where))
+                self.head = self._identified(decode(line, HEAD, where))
                 self.ledger = Ledger(self.head.next_seq)
             else:
-                self._apply(self.head, decode(line, Change, where), len(line))
+                self._apply(self.head, decode(line, CHANGE, where), len(line))
 
     def find(self, user_id: str | None = None) -> Head | None:
         """Give what is known of the session, unless it is absent, or absent for this user."""

@@ -9,18 +9,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
+from msgspec import Struct
+from msgspec.json import Decoder, encode
+from msgspec.json import format as indented
 
 from agentstore.driver import key_hash
 from agentstore.errors import DataError
 from agentstore.types import Scope, Versioned
 
 from . import _files as files
-from ._records import decode, encode, is_past
+from ._records import decode, is_past
 from ._store import Store
 
 
-class Value(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Value(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What the file of a value holds."""
 
     tenant: str
@@ -35,6 +37,9 @@ class Value(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fie
     def shown(self) -> Versioned:
         """Give what a caller sees of it."""
         return Versioned(key=self.key, value=self.value, version=self.version)
+
+
+_VALUE = Decoder(Value)
 
 
 class Values:
@@ -52,7 +57,7 @@ class Values:
         """Write a value, durably."""
         for folder in (self._folder.parent, self._folder):
             files.make_directory(folder)
-        text = msgspec.json.format(encode(value), indent=2)
+        text = indented(encode(value), indent=2)
         files.replace(self._path(value.key), text + b"\n")
 
     def settle(self) -> None:
@@ -123,7 +128,7 @@ def _load(path: Path) -> Value | None:
 
 
 def _read(path: Path) -> Value:
-    value = decode(files.read_whole(path), Value, str(path))
+    value = decode(files.read_whole(path), _VALUE, str(path))
     scope = key_hash(value.tenant, value.scope, value.owner).hex()
     if (path.parent.name, path.stem) != (scope, key_hash(value.key).hex()):
         raise DataError(f"{path} holds another value: was it moved?")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
+from msgspec import Struct
+from msgspec.json import Decoder, encode
 
 from . import _files as files
 from ._locks import Locks
-from ._records import decode, encode
+from ._records import decode
 
 # So many are taken at a time, which spares a write for each.
 _LEASE = 1_000
 
 
-class _Taken(msgspec.Struct):
-    taken: int = 0
+class _Taken(Struct):
+    taken: int
+
+
+_TAKEN = Decoder(_Taken)
 
 
 class Versions:
@@ -45,4 +49,4 @@ class Versions:
             text = files.read_whole(self._path)
         except FileNotFoundError:
             return 0
-        return decode(text, _Taken, str(self._path)).taken
+        return decode(text, _TAKEN, str(self._path)).taken

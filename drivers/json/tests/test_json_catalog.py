@@ -88,6 +88,14 @@ async def test_listings(url: str, monkeypatch: pytest.MonkeyPatch, few: int) -> 
         await check_listings(other)
 
 
+async def test_entries_of_others_in_between(database: Database, other: Database) -> None:
+    """What another process noted just before is read, though this one goes on behind it."""
+    assert await listed(database) == await listed(other) == []
+    await other.conversations.append("a", said("x"))
+    await database.conversations.append("b", said("x"))
+    assert await listed(database) == await listed(other) == ["b", "a"]
+
+
 @pytest.mark.parametrize("left", [None, b"", b"{", b'{"catalog":"x"}\n{"tenant":""}\n'])
 @pytest.mark.parametrize("when", ["open", "closed"])
 async def test_made_again(

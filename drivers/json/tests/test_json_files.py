@@ -173,6 +173,22 @@ async def test_link_to_the_directory(tmp_path: Path, base: Path, url: str) -> No
     assert len(tree(base, "conversations/*/*.jsonl")) == 1
 
 
+async def test_made_by_many_at_once(tmp_path: Path) -> None:
+    """A store that several make at the same time is one store, and refused to none of them."""
+
+    async def make(url: str, session_id: str) -> None:
+        async with connect(url) as database:
+            await database.conversations.append(session_id, said("hello"))
+
+    ids = [f"s{n}" for n in range(12)]
+    for number in range(10):
+        url = f"json:///{tmp_path}/store-{number}"
+        await asyncio.gather(*(make(url, each) for each in ids))
+        async with connect(url) as database:
+            listed = await database.conversations.sessions(prefix="")
+            assert [session.session_id for session in listed] == sorted(ids)
+
+
 @pytest.mark.parametrize(
     ("where", "what"),
     [
@@ -197,8 +213,8 @@ async def test_wrong_url(base: Path, where: str, what: str) -> None:
         (base / name).mkdir(parents=True)
         (base / name / "format.json").write_text(text)
     (base / "a-file").touch()
-    before = bytes_under(base)
+    before = tree(base)
     with pytest.raises(ConfigurationError, match=what):
         async with connect(where.format(base=base)):
             pass
-    assert bytes_under(base) == before
+    assert tree(base) == before

@@ -12,12 +12,16 @@ from ._sqlite import SQLiteDriver
 from ._tables import Tables
 
 if TYPE_CHECKING:
+    from ._mysql import MySQLDriver
     from ._postgresql import PostgreSQLDriver
 
-__all__ = ["PostgreSQLDriver", "SQLiteDriver", "Tables", "read_table"]
+__all__ = ["MySQLDriver", "PostgreSQLDriver", "SQLiteDriver", "Tables", "read_table"]
 
 # Drivers of servers, by their module and by the extra that brings what they stand on.
-_SERVERS = {"PostgreSQLDriver": ("._postgresql", "postgresql", {"asyncpg"})}
+_SERVERS = {
+    "MySQLDriver": ("._mysql", "mysql", {"aiomysql", "pymysql"}),
+    "PostgreSQLDriver": ("._postgresql", "postgresql", {"asyncpg"}),
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever it is that is exported

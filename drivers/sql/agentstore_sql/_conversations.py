@@ -159,9 +159,9 @@ class SQLConversations:
         of_user = user_id is not None
         place: dict[str, Any]
         if prefix is None:
-            statement = self._statements.newest[of_user, cursor is not None]
-            shape = decode_cursor(cursor, int, str) if cursor else (0, "")
-            place = {"updated_at": shape[0], "behind": shape[1]}
+            statement = self._statements.newest[of_user]
+            updated_at, behind = decode_cursor(cursor, int, str) if cursor else (_GREATEST, "")
+            place = {"updated_at": updated_at, "behind": behind}
         else:
             statement = self._statements.by_id[of_user]
             behind = decode_cursor(cursor, str)[0] if cursor else ""

@@ -4,40 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import VARBINARY, ColumnElement, LargeBinary, func
-from sqlalchemy.dialects.mysql import BINARY, LONGTEXT
+from sqlalchemy import VARBINARY, ColumnElement, func, literal_column
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.types import TypeDecorator
 
-NAMES = ("mysql", "mariadb")
+DIALECTS = ("mysql", "mariadb")
 """What SQLAlchemy calls the dialects, by the URL's scheme."""
 
 OPTIONS = {
-    f"{name}_{option}": value
-    for name in NAMES
-    for option, value in {
-        "engine": "InnoDB",
-        "charset": "utf8mb4",
-        "collate": "utf8mb4_bin",
-    }.items()
+    f"{dialect}_{option}": value
+    for dialect in DIALECTS
+    for option, value in (
+        ("engine", "InnoDB"),
+        ("charset", "utf8mb4"),
+        ("collate", "utf8mb4_bin"),
+    )
 }
-"""What a table says of itself, whatever the database's own character set is."""
+"""What is said of each table, whatever the database itself is set to."""
 
 
 class Id(TypeDecorator[str]):
-    """An id as its bytes: every collation takes some ids for the same that are not.
+    """An id as its bytes: each of the server's collations takes some ids for others.
 
-    The server compares text with it byte for byte, and gives it back as text: nothing but this
-    class knows that it is stored as bytes.
+    Text is compared with it byte for byte, and text is what a SELECT gives.
     """
 
-    impl = VARBINARY(512)
+    impl = VARBINARY
     cache_ok = True
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Have the server give text."""
-        return func.convert(column.op("USING")(_Charset())) if False else column  # placeholder
+        """Have the server make text of the bytes."""
+        return func.convert(column.op("USING")(literal_column("utf8mb4")), type_=self)
 
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:
-        """Give the bytes, where SQLAlchemy itself binds a value."""
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:  # noqa: ARG002
+        """Make bytes of text, where it is SQLAlchemy that binds it."""
         return None if value is None else value.encode()

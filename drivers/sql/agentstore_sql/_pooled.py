@@ -67,13 +67,14 @@ class Pool:
             return await self.translated(work(), phase)
         except (asyncio.CancelledError, UnavailableError):
             # Half-read or dead: nobody is to have it again, and nothing is to wait for it.
-            await _discard(connection)
+            await discard(connection)
             raise
         finally:
             await connection.close()
 
 
-async def _discard(connection: AsyncConnection) -> None:
+async def discard(connection: AsyncConnection) -> None:
+    """Cut a connection off, and take it out of its pool."""
     pooled = await connection.get_raw_connection()
     if pooled.dbapi_connection is not None:
         # Outside of a greenlet this cuts the connection off, without a word to the server.

@@ -26,8 +26,8 @@ _LONGEST = 24 * 3600
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What may be set in the URL's query or as arguments; times are seconds."""
 
-    pool_size: int = 5
-    max_overflow: int = 10
+    pool_size: int = 10
+    max_overflow: int = 0  # one that is opened for a moment costs more than waiting
     pool_timeout: float = 4.0
     pool_recycle: float = 1800.0
     pool_check: float = 30.0

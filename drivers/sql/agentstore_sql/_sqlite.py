@@ -125,7 +125,7 @@ class SQLiteDriver:
     async def _connect(self) -> SQLiteConnection:
         database = ":memory:" if self._path is None else str(self._path)
         connection = SQLiteConnection(database, setup=self._setup)
-        await self._translated(connection.open())
+        await self._translated(connection)
         self._connections.append(connection)
         return connection
 

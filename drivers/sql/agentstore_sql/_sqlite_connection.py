@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import aiosqlite
+from aiosqlite.core import _connection_worker_thread
 from sqlalchemy import Connection, StaticPool, create_engine
 
 T = TypeVar("T")
@@ -30,32 +31,22 @@ class SQLiteConnection(aiosqlite.Connection):
 
     def __init__(self, database: str, *, setup: Callable[[sqlite3.Connection], None]) -> None:
         super().__init__(partial(self._alone, self._open, database, setup), iter_chunk_size=64)
-        self._thread.daemon = True
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._busy = threading.Lock()
         self._opened: sqlite3.Connection | None = None
-        self._stopping: asyncio.Future[Any] | None = None
         self._connection_of_sqlalchemy: Connection | None = None
         with _all_lock:
             _all.add(self)
 
-    async def open(self) -> None:
-        """Open the database; where that fails, the thread has ended."""
-        try:
-            await self
-        except BaseException:
-            # aiosqlite stops the thread and doesn't wait: it would speak to a closed loop.
-            if self._stopping is not None:
-                await self._stopping
-            raise
-
-    def stop(self) -> asyncio.Future[Any] | None:
-        """Stop the thread, and keep what tells that it has ended."""
-        self._stopping = super().stop()
-        return self._stopping
-
     async def run(self, job: Callable[[Connection], T]) -> T:
         """Run a job in the connection's thread, to its end even if the caller is cancelled."""
         return await self._execute(self._run, job)  # type: ignore[no-any-return]
+
+    def _serve(self) -> None:
+        # Where a program breaks off, or the opening fails at its end, the loop is closed before the
+        # thread has told it everything.
+        with suppress(RuntimeError):
+            _connection_worker_thread(self._tx)
 
     def abandon(self) -> None:
         """Let go of SQLite in a forked child; the parent goes on with it."""

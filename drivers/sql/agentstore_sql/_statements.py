@@ -17,6 +17,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    text,
     update,
 )
 from sqlalchemy import bindparam as p
@@ -162,6 +163,9 @@ class Statements:
         for of_user in (False, True):
             listed = alive.where(self._owned) if of_user else alive
             page = listed.where(*behind).order_by(*newest).limit(p("limit"))
+            if self._dialect.name == "postgresql" and not of_user:
+                # What its index says of itself: what was deleted has 0.
+                page = page.where(sessions.updated_at > literal_column("0"))
             self.newest[of_user] = self._ready(page)
             self.by_id[of_user] = self._ready(
                 listed.where(
@@ -203,9 +207,13 @@ class Statements:
         messages = self.tables.messages.c
         sessions = self.tables.sessions.c
         whose = select(sessions.pk).where(*self._this, self._alive(sessions.expires_at))
+        owned = self._owned
+        if self._dialect.name == "postgresql":
+            # Which no index serves: without statistics, it would look among all the user's.
+            owned = sessions.user_id.is_not_distinct_from(p("user_id"))
         self.slices: dict[tuple[bool, bool], Statement] = {}
         for of_user in (False, True):
-            session = whose.where(self._owned) if of_user else whose
+            session = whose.where(owned) if of_user else whose
             between = select(*self._row).where(
                 messages.session_pk == session.scalar_subquery(),
                 messages.seq > p("after"),
@@ -267,6 +275,11 @@ class Statements:
         """Draw a version: where there is no sequence, by a change that is read afterwards."""
         if self.tables.versions is not None:
             return None, self._ready(select(self.tables.versions.next_value()))
+        if self.tables.slots is not None:
+            # Connections don't wait for one another, as they would for one row to count in.
+            name = self._dialect.identifier_preparer.format_table(self.tables.slots)
+            draw = text(f"REPLACE INTO {name} (slot) VALUES (CONNECTION_ID() & 255)")
+            return self._ready(draw), self._ready(select(func.last_insert_id()))
         assert self.tables.counters is not None  # noqa: S101 - one or the other
         counters = self.tables.counters
         counter = counters.c.name == p("counter")
@@ -297,7 +310,9 @@ def _clock(dialect: Dialect) -> ColumnElement[Any]:
         now = "CAST(extract(epoch FROM statement_timestamp()) * 1000000 AS bigint)"
         return literal_column(now, BigInteger)
     if dialect.name in ("mysql", "mariadb"):
-        return literal_column("CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)", BigInteger)
+        # Not UNIX_TIMESTAMP(NOW()): that goes by a time zone, where an hour may come twice.
+        now = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
+        return literal_column(now, BigInteger)
     return p("now", type_=BigInteger)
 
 

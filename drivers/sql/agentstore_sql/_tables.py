@@ -16,14 +16,25 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
+from sqlalchemy.dialects.mysql import BINARY, LONGTEXT
+
+from ._mysql_types import DIALECTS, OPTIONS, Id
 
 PREFIX = "agentstore_"
 
 # SQLite makes a rowid of a column only where it is declared as INTEGER.
 _Key = BigInteger().with_variant(Integer, "sqlite")
 # PostgreSQL's "C" compares bytes, whatever the database's own collation does.
-_Id = String(512).with_variant(Text(collation="C"), "postgresql")
+_Id = String(512).with_variant(Text(collation="C"), "postgresql").with_variant(Id(512), *DIALECTS)
+_Text = Text().with_variant(LONGTEXT(), *DIALECTS)  # whose TEXT ends at 64 KiB
+_Digest = LargeBinary(32).with_variant(BINARY(32), *DIALECTS)
+# Where PostgreSQL has no statistics, as of a new table, it looks for one session in whatever index
+# begins with its tenant: these hold only what they are for, and so can't be meant.
+_LISTED = text("updated_at > 0")
+_OWNED = text("user_id IS NOT NULL")
+_EXPIRES = text("expires_at IS NOT NULL")
 
 
 class Tables:
@@ -38,7 +49,12 @@ class Tables:
     """
 
     def __init__(
-        self, prefix: str = PREFIX, *, schema: str | None = None, sequences: bool = False
+        self,
+        prefix: str = PREFIX,
+        *,
+        schema: str | None = None,
+        sequences: bool = False,
+        slots: bool = False,
     ) -> None:
         self.metadata = MetaData(schema=schema)
         self.prefix = prefix
@@ -52,8 +68,8 @@ class Tables:
             Column("session_id", _Id, nullable=False),
             Column("user_id", _Id),
             Column("agent", _Id),
-            Column("title", Text),
-            Column("metadata", Text, nullable=False),
+            Column("title", _Text),
+            Column("metadata", _Text, nullable=False),
             Column("created_at", BigInteger, nullable=False),
             Column("updated_at", BigInteger, nullable=False),
             Column("expires_at", BigInteger),
@@ -64,14 +80,15 @@ class Tables:
             Column("operation", String(64), nullable=False),
             Column("dropped", BigInteger, nullable=False),
             UniqueConstraint("tenant", "session_id", name=f"{prefix}sessions_id"),
-            Index(f"{prefix}sessions_expiry", "tenant", "expires_at"),
+            Index(f"{prefix}sessions_expiry", "tenant", "expires_at", postgresql_where=_EXPIRES),
             # Room in each page, so that an append changes its session's row without the indexes.
             postgresql_with={"fillfactor": 70},
+            **OPTIONS,
         )
         listed = (self.sessions.c.updated_at.desc(), self.sessions.c.session_id)
         tenant, user = self.sessions.c.tenant, self.sessions.c.user_id
-        Index(f"{prefix}sessions_newest", tenant, *listed)
-        Index(f"{prefix}sessions_user", tenant, user, *listed)
+        Index(f"{prefix}sessions_newest", tenant, *listed, postgresql_where=_LISTED)
+        Index(f"{prefix}sessions_user", tenant, user, *listed, postgresql_where=_OWNED)
         self.messages = Table(
             f"{prefix}messages",
             self.metadata,
@@ -83,12 +100,13 @@ class Tables:
             ),
             Column("seq", BigInteger, nullable=False),
             Column("id", _Id, nullable=False),
-            Column("digest", LargeBinary(32), nullable=False),
-            Column("body", Text, nullable=False),
+            Column("digest", _Digest, nullable=False),
+            Column("body", _Text, nullable=False),
             Column("tokens", BigInteger),
             Column("created_at", BigInteger, nullable=False),
             PrimaryKeyConstraint("session_pk", "seq", name=f"{prefix}messages_pk"),
             UniqueConstraint("session_pk", "id", name=f"{prefix}messages_id"),
+            **OPTIONS,
         )
         self.state = Table(
             f"{prefix}state",
@@ -97,19 +115,30 @@ class Tables:
             Column("scope", String(16), nullable=False),
             Column("owner", _Id, nullable=False),
             Column("key", _Id, nullable=False),
-            Column("value", Text, nullable=False),
+            Column("value", _Text, nullable=False),
             Column("version", BigInteger, nullable=False),
             Column("expires_at", BigInteger),
             Column("operation", String(64), nullable=False),
             PrimaryKeyConstraint("tenant", "scope", "owner", "key", name=f"{prefix}state_pk"),
-            Index(f"{prefix}state_expiry", "tenant", "expires_at"),
+            Index(f"{prefix}state_expiry", "tenant", "expires_at", postgresql_where=_EXPIRES),
+            **OPTIONS,
         )
         # Versions of state are drawn here, so that none comes twice, deleted or not: from a
-        # sequence where the engine has them (PostgreSQL), otherwise from a row.
+        # sequence where the engine has them (PostgreSQL), from the numbers that the server gives to
+        # new rows, of which each slot keeps the last (MySQL), otherwise from a row.
         self.versions: Sequence | None = None
+        self.slots: Table | None = None
         self.counters: Table | None = None
         if sequences:
             self.versions = Sequence(f"{prefix}versions", metadata=self.metadata)
+        elif slots:
+            self.slots = Table(
+                f"{prefix}versions",
+                self.metadata,
+                Column("version", BigInteger, primary_key=True, autoincrement=True),
+                Column("slot", Integer, nullable=False, unique=True),
+                **OPTIONS,
+            )
         else:
             self.counters = Table(
                 f"{prefix}counters",

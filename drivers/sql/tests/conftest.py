@@ -19,14 +19,30 @@ from agentstore_sql import SQLiteDriver
 # what the tests of a server share.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from postgresql_fixtures import (  # noqa: E402 - it is found by the line above
+from mysql_fixtures import (  # noqa: E402 - it is found by the line above
+    asyncmy_url,
+    mysql_database,
+    mysql_url,
+)
+from postgresql_fixtures import (  # noqa: E402 - likewise
     postgresql_empty_url,
     postgresql_server,
     postgresql_template,
     postgresql_url,
 )
+from servers import mariadb, mariadb_url  # noqa: E402 - likewise
 
-__all__ = ["postgresql_empty_url", "postgresql_server", "postgresql_template", "postgresql_url"]
+__all__ = [
+    "asyncmy_url",
+    "mariadb",
+    "mariadb_url",
+    "mysql_database",
+    "mysql_url",
+    "postgresql_empty_url",
+    "postgresql_server",
+    "postgresql_template",
+    "postgresql_url",
+]
 
 
 @pytest.fixture

@@ -67,14 +67,14 @@ async def append(driver: PostgreSQLDriver) -> None:
 
 
 @asynccontextmanager
-async def blocked(url: str, driver: PostgreSQLDriver) -> AsyncIterator[int]:
-    """Make a session whose row is held, so that an append hangs; gives the pid of the holder."""
+async def blocked(url: str, driver: PostgreSQLDriver) -> AsyncIterator[None]:
+    """Make a session whose row is held by somebody else, so that an append hangs."""
     await append(driver)
     witness = await asyncpg.connect(url, ssl=False)
     try:
-        async with witness.transaction():
-            await witness.fetch(_HOLD)
-            yield witness.get_server_pid()
+        await witness.execute("BEGIN")
+        await witness.execute(_HOLD)
+        yield
     finally:
         witness.terminate()
 
@@ -257,20 +257,20 @@ async def deadlock(url: str, server: PostgreSQL) -> None:
     async with opened(url) as driver:
 
         def job(connection: Connection) -> None:
-            # The one that waits for longer is given up: that is us.
-            connection.exec_driver_sql("SET LOCAL deadlock_timeout = '50ms'")
             connection.exec_driver_sql(hold.format(1))
-            await_only(asyncio.sleep(0.2))
+            await_only(asyncio.sleep(0.1))
             connection.exec_driver_sql(hold.format(2))
 
+        await witness.execute("BEGIN")
+        await witness.execute(hold.format(2))
         task = asyncio.create_task(driver.write(job))
-        await asyncio.sleep(0.1)
+        await waits(url)
+        # The one that has waited for longer is given up: that is us.
+        other = asyncio.create_task(witness.execute(hold.format(1)))
         try:
-            async with witness.transaction():
-                await witness.execute("SET LOCAL deadlock_timeout = '10s'")
-                await witness.execute(hold.format(2))
-                await asyncio.gather(task, witness.execute(hold.format(1)))
+            await task
         finally:
+            await other
             witness.terminate()
 
 
@@ -371,7 +371,7 @@ RAISE = Case(name="")
 CASES = [
     replace(RETRY, name="not listening", provoke=refused, code="ConnectionRefusedError"),
     replace(RETRY, name="DNS", provoke=unknown_name, code="gaierror"),
-    replace(RETRY, name="RST at connect", provoke=faulty(Reset()), code="ConnectionResetError"),
+    replace(RETRY, name="RST at connect", provoke=faulty(Reset())),
     replace(RETRY, name="FIN at connect", provoke=faulty(Eof())),
     replace(
         RETRY,
@@ -392,9 +392,7 @@ CASES = [
         error=AuthenticationError,
         code="28P01",
     ),
-    replace(
-        RAISE, name="wrong user", provoke=wrong_user, error=AuthenticationError, code="28P01"
-    ),
+    replace(RAISE, name="wrong user", provoke=wrong_user, error=AuthenticationError, code="28P01"),
     replace(RAISE, name="wrong database", provoke=wrong_database, error=ConfigurationError),
     replace(RAISE, name="TLS not offered", provoke=tls_not_offered, error=TLSError),
     replace(
@@ -465,9 +463,7 @@ CASES = [
         error=DataError,
         code="54011",
     ),
-    replace(
-        RAISE, name="no right", provoke=forbidden, error=AuthenticationError, code="42501"
-    ),
+    replace(RAISE, name="no right", provoke=forbidden, error=AuthenticationError, code="42501"),
     replace(RAISE, name="no table", provoke=missing_table, error=DriverError, code="42P01"),
     replace(
         RAISE,
@@ -518,9 +514,7 @@ async def test_failure(
         assert (error.retryable, error.outcome_unknown) == (case.retryable, case.unknown)
         assert case.code in (None, error.code)
     assert error.__cause__ is None
-    shown = "".join(
-        [str(error), repr(error), *traceback.format_exception_only(error), caplog.text]
-    )
+    shown = "".join([str(error), repr(error), *traceback.format_exception(error), caplog.text])
     for secret in (PASSWORD, quote(PASSWORD, safe=""), BODY):
         assert secret not in shown
     count.append(case.name)
@@ -553,9 +547,7 @@ async def test_connection_that_died_without_a_word(
             await append(driver)
 
 
-async def test_repeat_after_a_cut_reply(
-    postgresql_url: str, postgresql_server: PostgreSQL
-) -> None:
+async def test_repeat_after_a_cut_reply(postgresql_url: str, postgresql_server: PostgreSQL) -> None:
     """An append whose reply was cut is stored once, and sent again it finds itself."""
     message = said()
     with FaultProxy("127.0.0.1", postgresql_server.port) as proxy:

@@ -1,18 +1,15 @@
 """agentstore over LMDB: lmdb:///directory keeps everything in two files of that directory."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Condition, Lock, Thread
-from typing import Any, ClassVar, TypeVar
+from threading import Lock, Thread
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import lmdb
 
@@ -22,12 +19,18 @@ from agentstore.types import Capabilities, Limits
 from agentstore.url import URL
 
 T = TypeVar("T")
+Pairs = Iterator[tuple[bytes, bytes]]
+
+# LMDB bears one handle on a directory in a process: it is shared, and closes with its last user.
+handles = WeakValueDictionary[tuple[int, str], lmdb.Environment]()
+lock = Lock()  # keeps such a close and the next opening apart
+os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+jobs = set[Future[Any]]()  # without one, a forked child lets go of its parent's handles
+os.register_at_fork(after_in_child=lambda: jobs or [*map(lmdb.Environment.close, handles.values())])
 
 
 class LMDBTransaction:
-    """A transaction, while it lasts."""
-
-    def __init__(self, transaction: lmdb.Transaction[bytes]) -> None:
+    def __init__(self, transaction: "lmdb.Transaction[bytes]") -> None:
         self._transaction = transaction
 
     def get(self, key: bytes) -> bytes | None:
@@ -39,129 +42,12 @@ class LMDBTransaction:
     def delete(self, key: bytes) -> None:
         self._transaction.delete(key)
 
-    def scan(
-        self, start: bytes, stop: bytes, *, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        cursor = self._transaction.cursor()  # ends with the transaction
+    def scan(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Pairs:
+        cursor = self._transaction.cursor()
         found = cursor.set_range(stop if reverse else start)
-        if reverse:
-            found = cursor.prev() if found else cursor.last()
-        pairs = cursor.iterprev() if reverse else cursor.iternext()
-        return takewhile(lambda pair: start <= pair[0] < stop, pairs if found else ())
-
-
-class Environment:
-    """A directory that this process has open: only once, since LMDB bears no second handle."""
-
-    known: ClassVar[dict[tuple[int, int], Environment]] = {}
-    lock: ClassVar = Lock()
-
-    def __init__(self, path: Path, map_size: int) -> None:
-        self._engine = lmdb.open(
-            str(path), map_size=map_size, create=False, mode=0o600, max_readers=1024
-        )
-        self._engine.reader_check()  # the places of killed processes, and what they hold
-        self._users = self._running = 0
-        self._idle = Condition()
-
-    @classmethod
-    @contextmanager
-    def shared(cls, path: Path, map_size: int) -> Iterator[Environment]:
-        file = path / "data.mdb"
-        with cls.lock:
-            if not file.exists():
-                path.mkdir(0o700, exist_ok=True)
-                file.touch(0o600)
-                for directory in (path, path.parent):
-                    flush(directory)
-            key = (file.stat().st_dev, file.stat().st_ino)  # under whatever path
-            if key not in cls.known:
-                cls.known[key] = cls(path, map_size)
-            environment = cls.known[key]
-            environment._users += 1
-        try:
-            yield environment
-        finally:
-            with cls.lock:
-                environment._users -= 1
-                if not environment._users:
-                    cls.known.pop(key)._engine.close()
-
-    @classmethod
-    def forget(cls) -> None:
-        """In a forked child: these handles are the parent's, and this process has none."""
-        for environment in cls.known.values():
-            if not environment._running:  # otherwise closing would touch the transaction
-                environment._engine.close()
-        cls.known, cls.lock = {}, Lock()
-
-    def transact(self, work: Callable[[Transaction], T], *, write: bool) -> T:
-        while True:
-            with self._idle:
-                self._running += 1
-            try:
-                with self._engine.begin(write=write) as transaction:
-                    return work(LMDBTransaction(transaction))
-            except lmdb.MapResizedError:
-                pass
-            except (lmdb.MapFullError, lmdb.ReadersFullError):
-                if not self._engine.reader_check():
-                    raise
-                continue
-            finally:
-                with self._idle:
-                    self._running -= 1
-                    self._idle.notify_all()
-            with self._idle:  # another process has a larger map: take its size
-                self._idle.wait_for(lambda: not self._running)
-                self._engine.set_mapsize(0)
-
-
-os.register_at_fork(after_in_child=Environment.forget)
-
-
-def flush(directory: Path) -> None:
-    """Make the names in a directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class Worker(Thread):
-    """Runs one job after the other.
-
-    It is a daemon, because a job may wait for another process's lock, and LMDB has no timeout.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(name="lmdb", daemon=True)
-        self._jobs = SimpleQueue[Callable[[], bool]]()
-        self.start()
-
-    def run(self) -> None:
-        while self._jobs.get()():
-            pass
-
-    def stop(self) -> None:
-        self._jobs.put(lambda: False)
-
-    def call(self, job: Callable[[], T]) -> Awaitable[T]:
-        done = Future[T]()
-
-        def run() -> bool:
-            if done.set_running_or_notify_cancel():  # what is cancelled in the queue never runs
-                try:
-                    done.set_result(job())
-                except BaseException as failure:  # noqa: BLE001 - the caller's to see
-                    done.set_exception(failure)
-            return True
-
-        self._jobs.put(run)
-        return translated(
-            asyncio.wrap_future(done), failures=(lmdb.Error, OSError), translate=translate
-        )
+        if reverse:  # from the last key, or from the one found, which is beyond
+            return takewhile(lambda pair: pair[0] >= start, islice(cursor.iterprev(), found, None))
+        return takewhile(lambda pair: pair[0] < stop, cursor.iternext() if found else ())
 
 
 class LMDBDriver(OrderedDriver):
@@ -183,55 +69,81 @@ class LMDBDriver(OrderedDriver):
     )
 
     def __init__(self, url: URL, **options: Any) -> None:
-        known = take_options(url, options, known=("map_size",))
+        size = str(take_options(url, options, known=("map_size",)).get("map_size", 2**36))
         path = url.decoded_path[1:]
         if url.authority or not path or "\0" in path:
             raise errors.ConfigurationError(f"{url} names no directory: lmdb:///agents does")
-        self._path = Path(path).absolute()
-        try:
-            self._map_size = int(known.get("map_size", 2**36))
-        except (TypeError, ValueError):
-            self._map_size = 0
-        if not 0 < self._map_size < 2**47:
+        if not size.isdecimal() or not 0 < int(size) < 2**47:
             raise errors.ConfigurationError("map_size has to be a number of bytes, below 2**47")
-        self._workers: tuple[Worker, Worker, ExitStack] | None = None
+        self._path, self._size = Path(path).absolute(), int(size)
+        self._handle: lmdb.Environment | None = None
+        self._turns = asyncio.Lock(), asyncio.Lock()  # one transaction reads and one writes
 
     async def open(self) -> None:
-        # Reads don't wait behind a write; a transaction lives in one thread.
-        reader, writer, stack = self._workers = Worker(), Worker(), ExitStack()
-        shared = Environment.shared(self._path, self._map_size)
-        try:
-            self._environment = await writer.call(lambda: stack.enter_context(shared))
-        except BaseException:
-            self._leave()
-            raise
+        self._handle = await in_thread(self._open)
 
     async def close(self) -> None:
-        if self._workers is not None:
-            await asyncio.shield(self._leave())
-
-    def _leave(self):
-        """Behind everything that was begun."""
-        reader, writer, stack = self._workers
-        self._workers = None
-        reader.stop()
-
-        def leave():
-            reader.join()
-            stack.close()
-
-        left = writer.call(leave)
-        writer.stop()
-        return left
+        async with self._turns[True], self._turns[False]:  # behind all that was begun
+            await in_thread(self._close)
 
     async def ping(self) -> None:
         await self.transact(lambda transaction: transaction.get(b"ping"), write=False)
 
     async def transact(self, work: Callable[[Transaction], T], *, write: bool) -> T:
-        if self._workers is None:
-            raise errors.ClosedError("the store is closed")
-        environment = self._environment
-        return await self._workers[write].call(lambda: environment.transact(work, write=write))
+        def run(handle: lmdb.Environment) -> T:
+            handle.reader_check()  # what killed processes were reading is free again
+            while True:
+                try:
+                    with handle.begin(write=write) as transaction:
+                        return work(LMDBTransaction(transaction))
+                except lmdb.MapResizedError:  # by a process with a larger `map_size`
+                    handle.set_mapsize(0)
+
+        async with self._turns[write]:
+            if (handle := self._handle) is None:
+                raise errors.ClosedError("the store is closed")
+            return await in_thread(lambda: run(handle))
+
+    def _open(self) -> lmdb.Environment:
+        key = os.getpid(), str(self._path.resolve())
+        with lock:
+            handle = handles.get(key) or lmdb.open(key[1], self._size, mode=0o700, max_readers=1024)
+            return handles.setdefault(key, handle)
+
+    def _close(self) -> None:
+        with lock:
+            self._handle = None
 
 
-def translate(failure): ...
+async def in_thread(job: Callable[[], T]) -> T:
+    """Run a job in a thread of its own: a daemon, since LMDB waits for its lock without end."""
+    done = Future[T]()
+    done.set_running_or_notify_cancel()
+    jobs.add(done)
+    Thread(target=_run, args=(job, done), daemon=True).start()
+    answer = asyncio.wrap_future(done)
+    return await translated(answer, failures=(lmdb.Error, OSError), translate=translate)
+
+
+def _run(job: Callable[[], T], done: Future[T]) -> None:
+    try:
+        done.set_result(job())
+    except BaseException as failure:  # noqa: BLE001 - it is the caller's
+        done.set_exception(failure)
+    jobs.discard(done)
+    del job, done  # a failure's traceback would keep them
+
+
+def translate(failure: Exception) -> errors.StoreError | errors.ConfigurationError:
+    number = getattr(failure, "code", getattr(failure, "errno", 0))
+    match code := errno.errorcode.get(number, type(failure).__name__):
+        case "MapFullError" | "TxnFullError" | "ENOSPC" | "EDQUOT" | "ENOMEM":
+            return errors.CapacityError("map_size is reached, or the disk is full", code=code)
+        case "ReadersFullError" | "EINVAL" | "Error":
+            return errors.OverloadedError("other readers or handles are in the way", code=code)
+        case "EIO":
+            return errors.OutcomeUnknownError("the disk failed", code=code, outcome_unknown=True)
+        case "ENOENT" | "ENOTDIR" | "EEXIST" | "EACCES" | "EPERM" | "EROFS" | "InvalidError":
+            return errors.ConfigurationError(f"no LMDB directory can be opened there [{code}]")
+        case _:
+            return errors.DriverError("LMDB failed", code=code)
