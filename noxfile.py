@@ -96,7 +96,11 @@ def _install(session: nox.Session, *groups: str) -> None:
     with tempfile.TemporaryDirectory() as wheels:
         for project in [Path(), *PROJECTS]:
             session.run("uv", "build", "--quiet", "--out-dir", wheels, str(project))
-        session.install(*map(str, Path(wheels).glob("*.whl")), "agentstore-sdk[cli,openai,testing]")
+        session.install(
+            *map(str, Path(wheels).glob("*.whl")),
+            "agentstore-sdk[cli,openai,testing]",
+            "agentstore-sql[asyncmy,mysql,postgresql]",
+        )
 
 
 def _lint(session: nox.Session) -> None:

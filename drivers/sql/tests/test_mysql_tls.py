@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -29,6 +29,10 @@ class Impostor:
     switch_to: bytes | None
     port: int = 0
     received: bytearray = field(default_factory=bytearray)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.tasks.append(asyncio.create_task(self.serve(reader, writer)))
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         flags = _PLUGIN_AUTH | _SECURE | _PROTOCOL_41 | _CONNECT_DB
@@ -46,8 +50,11 @@ class Impostor:
         self.received += await reader.read(65_536)
         if self.switch_to:
             writer.write(_packet(2, b"\xfe" + self.switch_to + b"\0"))
-        self.received += await reader.read(65_536)
+        with suppress(ConnectionError):
+            self.received += await reader.read(65_536)
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 def _packet(number: int, payload: bytes) -> bytes:
@@ -57,13 +64,13 @@ def _packet(number: int, payload: bytes) -> bytes:
 @asynccontextmanager
 async def impostor(plugin: bytes, switch_to: bytes | None = None) -> AsyncIterator[Impostor]:
     one = Impostor(plugin, switch_to)
-    server = await asyncio.start_server(one.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(one.accept, "127.0.0.1", 0)
     one.port = server.sockets[0].getsockname()[1]
     try:
         yield one
     finally:
         server.close()
-        await server.wait_closed()
+        await asyncio.wait_for(asyncio.gather(*one.tasks), 5)
 
 
 async def opens(url: str, **options: object) -> None:

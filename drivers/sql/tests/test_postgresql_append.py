@@ -225,8 +225,7 @@ async def test_cancelled_caller_cancels_no_neighbour(postgresql_url: str) -> Non
     async with opened(postgresql_url) as driver:
         conversations = driver.conversations("")
         tasks = [
-            asyncio.create_task(conversations.append("s", [say(str(place))]))
-            for place in range(10)
+            asyncio.create_task(conversations.append("s", [say(str(place))])) for place in range(10)
         ]
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -21,7 +21,9 @@ from servers import PASSWORD, PostgreSQL
 
 pytestmark = pytest.mark.asyncio
 
-_TABLES = "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = {}::regnamespace"
+_TABLES = (
+    "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND relnamespace = {}::regnamespace"
+)
 
 _PROCESS = """
 import asyncio, sys

@@ -37,7 +37,7 @@ URL = "postgresql://user:pass@localhost/mydb"
 @pytest.fixture
 def _mydb(postgresql_server: PostgreSQL, monkeypatch: pytest.MonkeyPatch) -> None:
     postgresql_server.ask("DROP DATABASE IF EXISTS mydb WITH (FORCE);")
-    postgresql_server.ask("DROP ROLE IF EXISTS \"user\"; CREATE ROLE \"user\" LOGIN PASSWORD 'pass';")
+    postgresql_server.ask('DROP ROLE IF EXISTS "user"; CREATE ROLE "user" LOGIN PASSWORD \'pass\';')
     postgresql_server.ask('CREATE DATABASE mydb OWNER "user";')
     monkeypatch.setenv("PGPORT", str(postgresql_server.port))
 
