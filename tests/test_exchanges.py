@@ -123,11 +123,8 @@ class Slices:
     async def __call__(
         self, *, after: int | None, before: int | None, limit: int | None, newest: bool
     ) -> Sequence[Message]:
-        within = [
-            message
-            for message in self.session
-            if (after is None or message.seq > after) and (before is None or message.seq < before)
-        ]
+        low, high = -1 if after is None else after, 10**9 if before is None else before
+        within = [message for message in self.session if low < (message.seq or 0) < high]
         given = within if limit is None else within[-limit:] if newest else within[:limit]
         self.fetched += len(given)
         return given
@@ -296,7 +293,7 @@ def test_sendable_loses_nothing(session: list[Message]) -> None:
 
 def test_sendable_leaves_whole_sessions_alone() -> None:
     """What an endpoint accepts as it is, is sent as it is, key for key."""
-    session = [
+    session: list[JSON] = [
         {"role": "system", "content": "Be brief.", "name": "house"},
         {"role": "user", "content": [{"type": "text", "text": "sums?"}]},
         {"role": "assistant", "content": None, "tool_calls": [call("a"), call("b")]},

@@ -503,12 +503,12 @@ async def test_error_is_not_kept_alive() -> None:
     await driver.open()
     gc.disable()
     try:
+        references: list[weakref.ref[ConflictError]] = []
         try:
             await driver.state("", Scope("app")).put("k", 1, expect=7)
         except ConflictError as error:
-            reference = weakref.ref(error)
-            del error
-        assert reference() is None
+            references.append(weakref.ref(error))
+        assert [reference() for reference in references] == [None]
     finally:
         gc.enable()
 

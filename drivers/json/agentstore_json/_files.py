@@ -98,7 +98,7 @@ def remove(path: Path) -> None:
     """Remove a file, and what a `replace` that was killed has left of it."""
     for one in (path, _new(path)):
         one.unlink(missing_ok=True)
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):  # nothing was ever written there
         sync_directory(path.parent)
 
 

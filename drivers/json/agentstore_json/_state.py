@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agentstore.driver import decode_cursor, encode_cursor, operation_id
+from msgspec import Raw
+
+from agentstore.driver import decode_cursor, dump, encode_cursor, operation_id
 from agentstore.errors import ConflictError
 from agentstore.types import Page, Scope, Versioned
 
@@ -60,7 +62,7 @@ class JSONState:
                     version=store.versions.draw(),
                     expires_at=after(ttl),
                     operation=operation,
-                    value=value,
+                    value=Raw(dump(value).encode()),
                 )
                 values.write(written)
                 return written.shown()

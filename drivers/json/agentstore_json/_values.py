@@ -7,13 +7,12 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 from msgspec.json import Decoder, encode
 from msgspec.json import format as indented
 
-from agentstore.driver import key_hash
+from agentstore.driver import key_hash, load
 from agentstore.errors import DataError
 from agentstore.types import Scope, Versioned
 
@@ -32,11 +31,11 @@ class Value(Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
     version: int
     expires_at: datetime | None = None
     operation: str
-    value: Any
+    value: Raw
 
     def shown(self) -> Versioned:
         """Give what a caller sees of it."""
-        return Versioned(key=self.key, value=self.value, version=self.version)
+        return Versioned(key=self.key, value=load(bytes(self.value)), version=self.version)
 
 
 _VALUE = Decoder(Value)

@@ -9,6 +9,7 @@ after the one that was under way.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ import pytest
 
 from agentstore import Database, Message, Versioned, connect
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [
+    pytest.mark.asyncio,
+    pytest.mark.skipif(sys.platform != "linux", reason="tells files by /proc/self/fd"),
+]
 
 Image = dict[str, bytes]
 """What a disk holds: the bytes of each file by its path."""

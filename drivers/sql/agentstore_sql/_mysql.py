@@ -17,7 +17,7 @@ from agentstore.url import URL
 from ._mysql_append import MySQLAppends
 from ._mysql_errors import NO_TABLE
 from ._mysql_pool import MySQLPool
-from ._mysql_statements import SingleTrips
+from ._mysql_statements import SingleTrips, Trip
 from ._mysql_stores import MySQLConversations, MySQLState
 from ._mysql_url import read_url
 from ._pooled import Phase
@@ -114,11 +114,15 @@ class MySQLDriver:
         """Ask for a sign of life."""
         await self.fetch("SELECT 1", (), "read")
 
-    async def fetch(
-        self, text: str, arguments: Sequence[Any], phase: Phase, *, statements: int = 1
-    ) -> list[Any]:
-        """Run one or several statements in one round trip, and give the rows of the last."""
-        return await self._connected.fetch(text, arguments, phase, statements=statements)
+    async def fetch(self, text: str, arguments: Sequence[Any], phase: Phase) -> list[Any]:
+        """Run one statement, and give its rows."""
+        return await self._connected.fetch(text, arguments, phase)
+
+    async def travel(self, trip: Trip, arguments: Sequence[Any]) -> list[Any]:
+        """Run statements that write in one round trip, and give the rows of the last."""
+        return await self._connected.fetch(
+            trip.text, arguments, "write", statements=trip.statements
+        )
 
     async def read(self, job: Callable[[Connection], T]) -> T:
         """Run a job that only reads."""

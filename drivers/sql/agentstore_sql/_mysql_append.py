@@ -10,7 +10,7 @@ from agentstore.errors import ConflictError, StoreError
 
 from ._engine import Engine
 from ._mysql_errors import NULL
-from ._mysql_statements import SingleTrips
+from ._mysql_statements import SingleTrips, Trip
 from ._pooled import Phase
 from ._postgresql_append import Append, Appends
 
@@ -22,10 +22,11 @@ class MySQLEngine(Engine, Protocol):
     packet: int
     """The longest statement that the server takes."""
 
-    async def fetch(
-        self, text: str, arguments: Sequence[Any], phase: Phase, *, statements: int = 1
-    ) -> list[Any]:
-        """Run one or several statements in one round trip, and give the rows of the last."""
+    async def fetch(self, text: str, arguments: Sequence[Any], phase: Phase) -> list[Any]:
+        """Run one statement, and give its rows."""
+
+    async def travel(self, trip: Trip, arguments: Sequence[Any]) -> list[Any]:
+        """Run statements that write in one round trip, and give the rows of the last."""
 
 
 class MySQLAppends(Appends):
@@ -46,14 +47,14 @@ class MySQLAppends(Appends):
     async def _first(
         self, key: tuple[str, str], terms: Append, rows: Sequence[Row], *, begin: bool
     ) -> int | None:
-        text, statements = self._engine.trips.append(len(rows), begin=begin)
+        trip = self._engine.trips.append(len(rows), begin=begin)
         arguments: list[Any] = [*key, terms.user_id, terms.agent] if begin else []
         arguments += (*key, terms.user_id, terms.user_id, terms.expect_seq, terms.expect_seq)
         for row in rows:
             arguments += (row.id, row.digest, row.body, row.tokens, row.created)
         arguments.append(None if terms.ttl is None else round(terms.ttl * 1_000_000))
         try:
-            found = await self._engine.fetch(text, arguments, "write", statements=statements)
+            found = await self._engine.travel(trip, arguments)
         except ConflictError:
             return None  # an id that is there already: a repeat, or another body
         except StoreError as error:

@@ -1,10 +1,11 @@
-"""asyncmy's connection, which takes nothing too large."""
+"""asyncmy's connection, which gives nothing away and takes nothing too large."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from asyncmy import connection
+from asyncmy.constants.CLIENT import SSL
 from asyncmy.errors import OperationalError
 
 from ._mysql_errors import NO_TLS, TOO_LARGE
@@ -13,14 +14,15 @@ _UTF8_MOST = 4  # bytes of a character
 
 
 class Connection(connection.Connection):
-    """A connection that is encrypted where that was asked for, or is none: asyncmy sees to it."""
+    """A connection that is encrypted where that was asked for, or is none."""
 
     packet: int | None = None
     """The longest statement that the server takes, once it is known."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments, binary_prefix=True)
-        self._is_private = bool(arguments["ssl"] or arguments["unix_socket"])
+        self._is_encrypted = arguments["ssl"] is not None
+        self._is_private = self._is_encrypted or arguments["unix_socket"] is not None
 
     async def open(self) -> None:
         """Connect; whatever happens meanwhile, nothing is left open."""
@@ -30,6 +32,12 @@ class Connection(connection.Connection):
     def is_dead(self) -> bool:
         """Whether the server has closed it."""
         return bool(self._stream_broken)
+
+    async def _request_authentication(self) -> Any:  # noqa: ANN401
+        # asyncmy itself waits for the handshake of a server that may not know what that is.
+        if self._is_encrypted and not self.server_capabilities & SSL:
+            raise OperationalError(NO_TLS, "the server offers no TLS")
+        return await super()._request_authentication()
 
     async def _process_auth(self, plugin_name: bytes, auth_packet: Any) -> Any:  # noqa: ANN401
         # These send the password as it is, to whoever asks for it.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from agentstore.types import AppendResult, Message, Scope
+from agentstore.driver import dump, operation_id
+from agentstore.errors import ConflictError
+from agentstore.types import AppendResult, Message, Scope, Versioned
 
 from ._conversations import SQLConversations
 from ._mysql_append import MySQLAppends, MySQLEngine
@@ -46,6 +49,33 @@ class MySQLState(SQLState):
     def __init__(self, engine: MySQLEngine, tenant: str, scope: Scope) -> None:
         super().__init__(engine, tenant, scope)
         self._fetch = engine.fetch
+        self._travel = engine.travel
+        self._trips = engine.trips
+
+    async def put(
+        self,
+        key: str,
+        value: Any,  # noqa: ANN401 - any JSON
+        *,
+        expect: int | None = None,
+        ttl: float | None = None,
+    ) -> Versioned:
+        """Write one value."""
+        place = [*self._scope.values(), key]
+        operation = operation_id()
+        given = [dump(value), None if ttl is None else round(ttl * 1_000_000), operation]
+        if expect:
+            trip, arguments = self._trips.replace, [*given, *place, expect]
+        else:
+            trip = self._trips.put if expect is None else self._trips.insert
+            arguments = [*place, *given]
+        version = None
+        with suppress(ConflictError):
+            ((version,),) = await self._travel(trip, [*arguments, *place, operation])
+        if version is None:
+            # There is something to decide.
+            return await super().put(key, value, expect=expect, ttl=ttl)
+        return Versioned(key=key, value=value, version=version)
 
     async def _rows(self, statement: Statement, **parameters: Any) -> Sequence[Any]:
         return await self._fetch(*statement.call(**parameters, **self._scope), "read")

@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 DIALECTS = ("mysql", "mariadb")
 """What SQLAlchemy calls the dialects, by the URL's scheme."""
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     f"{dialect}_{option}": value
     for dialect in DIALECTS
     for option, value in (
@@ -29,13 +29,13 @@ class Id(TypeDecorator[str]):
     Text is compared with it byte for byte, and text is what a SELECT gives.
     """
 
-    impl = VARBINARY
-    cache_ok = True
+    impl = VARBINARY  # type: ignore[mutable-override]  # SQLAlchemy's own way to say it
+    cache_ok = True  # type: ignore[mutable-override]
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """Have the server make text of the bytes."""
         return func.convert(column.op("USING")(literal_column("utf8mb4")), type_=self)
 
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:  # noqa: ARG002
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:
         """Make bytes of text, where it is SQLAlchemy that binds it."""
         return None if value is None else value.encode()

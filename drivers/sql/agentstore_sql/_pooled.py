@@ -70,7 +70,8 @@ class Pool:
             await discard(connection)
             raise
         finally:
-            await connection.close()
+            # It rolls back what was not committed, which can fail as anything else.
+            await self.translated(connection.close(), phase)
 
 
 async def discard(connection: AsyncConnection) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from agentstore.errors import (
     CapacityError,
     ConfigurationError,
+    ConflictError,
     DataError,
     DriverError,
     OutcomeUnknownError,
@@ -48,6 +49,14 @@ def _full(name: str) -> StoreError:
     return CapacityError("the disk is full; nothing was written", backend=_BACKEND, code=name)
 
 
+def _unreadable(name: str) -> StoreError:
+    return UnavailableError(
+        "the disk failed in the middle of a read; nothing was written",
+        backend=_BACKEND,
+        code=name,
+    )
+
+
 def _io(name: str) -> StoreError:
     return OutcomeUnknownError(
         "the disk failed in the middle of a write",
@@ -64,6 +73,16 @@ def moved(name: str | None = None) -> StoreError:
         backend=_BACKEND,
         code=name,
     )
+
+
+def _damaged(name: str) -> StoreError:
+    return DriverError(
+        "the database file is damaged: restore a backup", backend=_BACKEND, code=name
+    )
+
+
+def _taken(name: str) -> StoreError:
+    return ConflictError("what has to be unique is there already", backend=_BACKEND, code=name)
 
 
 def _large(name: str) -> StoreError:
@@ -89,6 +108,11 @@ def _bug(name: str) -> StoreError:
 
 
 _EXTENDED: dict[int, Callable[[str], StoreError | ConfigurationError]] = {
+    sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY: _taken,
+    sqlite3.SQLITE_CONSTRAINT_UNIQUE: _taken,
+    sqlite3.SQLITE_IOERR_READ: _unreadable,
+    sqlite3.SQLITE_IOERR_SHORT_READ: _unreadable,
+    sqlite3.SQLITE_IOERR_SHMSIZE: _full,
     sqlite3.SQLITE_IOERR_WRITE: _full,
     sqlite3.SQLITE_READONLY_DBMOVED: moved,
     sqlite3.SQLITE_READONLY_DIRECTORY: _cannot_open,
@@ -96,10 +120,13 @@ _EXTENDED: dict[int, Callable[[str], StoreError | ConfigurationError]] = {
 _PRIMARY: dict[int, Callable[[str], StoreError | ConfigurationError]] = {
     sqlite3.SQLITE_BUSY: _busy,
     sqlite3.SQLITE_LOCKED: _busy,
+    # Two processes that open the log at once.
+    sqlite3.SQLITE_PROTOCOL: _busy,
     sqlite3.SQLITE_FULL: _full,
     sqlite3.SQLITE_IOERR: _io,
     sqlite3.SQLITE_TOOBIG: _large,
     sqlite3.SQLITE_READONLY: _read_only,
     sqlite3.SQLITE_NOTADB: _not_a_database,
     sqlite3.SQLITE_CANTOPEN: _cannot_open,
+    sqlite3.SQLITE_CORRUPT: _damaged,
 }

@@ -35,6 +35,7 @@ from agentstore.errors import (
 from agentstore.testing.proxy import Blackhole, CutReply, CutRequest, Eof, FaultProxy, Reset
 from agentstore.url import URL
 from agentstore_sql import MySQLDriver
+from agentstore_sql._mysql_statements import Trip
 from servers import PASSWORD, USER, MariaDB, ServerError, ask
 
 pytestmark = pytest.mark.asyncio
@@ -353,7 +354,7 @@ async def read_only_at_open(at: Place) -> None:
 async def read_only_transaction(at: Place) -> None:
     text = "START TRANSACTION READ ONLY;DELETE FROM agentstore_messages"
     async with opened(at.url) as driver:
-        await driver.fetch(text, (), "write", statements=2)
+        await driver.travel(Trip(text), ())
 
 
 async def pool_exhausted(at: Place) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from postgresql_fixtures import asked
 
 from agentstore import Agent, Message, connect
 from agentstore.conversations import Conversations
@@ -19,7 +20,7 @@ from agentstore.testing.proxy import FaultProxy
 from agentstore.types import Scope
 from agentstore.url import URL
 from agentstore_sql import PostgreSQLDriver
-from postgresql_fixtures import asked
+from agentstore_sql._pooled import Phase
 from servers import PostgreSQL
 
 pytestmark = pytest.mark.asyncio
@@ -92,7 +93,7 @@ async def test_appends_that_wait_go_together(postgresql_url: str) -> None:
         sent: list[int] = []
         fetch = driver.fetch
 
-        async def counted(text: str, arguments: Any, phase: Any) -> Any:
+        async def counted(text: str, arguments: Sequence[object], phase: Phase) -> list[Any]:
             sent.append(len(arguments))
             return await fetch(text, arguments, phase)
 
@@ -172,9 +173,7 @@ async def test_twenty_turns_on_a_pool_of_five(postgresql_url: str) -> None:
     async with connect(postgresql_url, pool_size=5, max_overflow=0) as database:
 
         async def chat(place: int) -> None:
-            agent = Agent(
-                name="A", llm=lambda messages: "fine", db=database, session_id=f"s{place}"
-            )
+            agent = Agent(name="A", llm=lambda _: "fine", db=database, session_id=f"s{place}")
             reply = await agent.achat("hello")
             assert reply.durability.name == "COMMITTED"
 
@@ -216,7 +215,7 @@ async def test_storm_of_cancellations(postgresql_url: str) -> None:
 
 
 async def _until_free(driver: PostgreSQLDriver) -> None:
-    while checked_out(driver):
+    while checked_out(driver):  # noqa: ASYNC110 - the pool sets no event
         await asyncio.sleep(0.01)
 
 

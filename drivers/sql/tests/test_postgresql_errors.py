@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 
 import asyncpg
 import pytest
+from postgresql_fixtures import asked
 from sqlalchemy import Connection
 from sqlalchemy.util import await_only
 
@@ -35,10 +36,9 @@ from agentstore.errors import (
     TLSError,
     UnavailableError,
 )
-from agentstore.testing.proxy import Blackhole, CutReply, CutRequest, Eof, FaultProxy, Reset
+from agentstore.testing.proxy import Blackhole, CutReply, CutRequest, Eof, Fault, FaultProxy, Reset
 from agentstore.url import URL
 from agentstore_sql import PostgreSQLDriver
-from postgresql_fixtures import asked
 from servers import PASSWORD, PostgreSQL
 
 pytestmark = pytest.mark.asyncio
@@ -119,7 +119,7 @@ async def unknown_name(url: str, server: PostgreSQL) -> None:
         pass
 
 
-def faulty(fault: Any, **options: Any) -> Callable[[str, PostgreSQL], Awaitable[None]]:
+def faulty(fault: Fault, **options: Any) -> Callable[[str, PostgreSQL], Awaitable[None]]:
     """Connect through a network that has this fault."""
 
     async def provoke(url: str, server: PostgreSQL) -> None:
@@ -216,7 +216,8 @@ async def terminated_in_a_read(url: str, server: PostgreSQL) -> None:
     async with opened(url) as driver:
         task = asyncio.create_task(driver.fetch("SELECT pg_sleep(10)", (), "read"))
         query = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query = "
-        while await asked(url, query + "'SELECT pg_sleep(10)'") == [[(0,)]]:
+        query += "'SELECT pg_sleep(10)'"
+        while await asked(url, query) == [[(0,)]]:  # noqa: ASYNC110 - another process's
             await asyncio.sleep(0.01)
         await task
 
@@ -289,12 +290,12 @@ async def serialization(url: str, server: PostgreSQL) -> None:
 
 async def read_only(url: str, server: PostgreSQL) -> None:
     name = urlsplit(url).path[1:]
+    others = "datname = current_database() AND pid <> pg_backend_pid()"
     async with opened(url, pool_size=1) as driver:
         await asked(
             url,
             f"ALTER DATABASE {name} SET default_transaction_read_only = on",
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            f"WHERE datname = '{name}' AND pid <> pg_backend_pid()",
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}",  # noqa: S608
         )
         await asyncio.sleep(0.1)
         await append(driver)
@@ -312,7 +313,7 @@ async def pool_exhausted(url: str, server: PostgreSQL) -> None:
             await asked(url, f"SELECT pg_cancel_backend({await waits(url)})")
 
 
-async def _through_a_cut(fault: Any, url: str, server: PostgreSQL) -> None:
+async def _through_a_cut(fault: Fault, url: str, server: PostgreSQL) -> None:
     with FaultProxy("127.0.0.1", server.port) as proxy:
         async with opened(elsewhere(url, port=proxy.port)) as driver:
             proxy.inject(fault)

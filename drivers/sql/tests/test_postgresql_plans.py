@@ -1,4 +1,4 @@
-"""How PostgreSQL carries out the hot statements: by their indexes, whatever it knows of the tables."""
+"""How PostgreSQL carries out the hot statements: by their indexes, with statistics or not."""
 
 from __future__ import annotations
 

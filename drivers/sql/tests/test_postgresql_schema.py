@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 from urllib.parse import quote, urlsplit
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from postgresql_fixtures import asked
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from agentstore import Message, connect
 from agentstore.errors import AuthenticationError, ConfigurationError
 from agentstore_sql import Tables
-from postgresql_fixtures import asked
 from servers import PASSWORD, PostgreSQL
 
 pytestmark = pytest.mark.asyncio
@@ -45,15 +44,15 @@ async def _tables(url: str, schema: str = "public") -> list[object]:
 @pytest.mark.timeout(150)  # they share few cores
 async def test_twenty_processes_at_once(postgresql_empty_url: str) -> None:
     """Twenty processes that begin on an empty database make its tables once."""
-    processes = [
-        subprocess.Popen([sys.executable, "-c", _PROCESS, postgresql_empty_url, str(place)])
-        for place in range(20)
-    ]
+    command = [sys.executable, "-c", _PROCESS, postgresql_empty_url]
+    processes = [await asyncio.create_subprocess_exec(*command, str(n)) for n in range(20)]
     try:
-        assert [await asyncio.to_thread(process.wait, 120) for process in processes] == [0] * 20
+        async with asyncio.timeout(120):
+            assert [await process.wait() for process in processes] == [0] * 20
     finally:
         for process in processes:
-            process.kill()
+            if process.returncode is None:
+                process.kill()
     async with connect(postgresql_empty_url) as database:
         stored = await database.conversations.read("s")
         assert sorted(int(message.text) for message in stored) == list(range(20))

@@ -9,10 +9,10 @@ import subprocess
 import sys
 
 import pytest
+from postgresql_fixtures import asked
 
 from agentstore import Agent, Reply, db
 from openai_server import OpenAIServer, openai_server
-from postgresql_fixtures import asked
 from servers import PostgreSQL
 
 __all__ = ["openai_server"]

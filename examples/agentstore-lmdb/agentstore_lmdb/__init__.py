@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from itertools import islice, takewhile
 from pathlib import Path
 from threading import Lock, Thread
+from traceback import clear_frames
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -90,7 +91,9 @@ class LMDBDriver(OrderedDriver):
         await self.transact(lambda transaction: transaction.get(b"ping"), write=False)
 
     async def transact(self, work: Callable[[Transaction], T], *, write: bool) -> T:
-        def run(handle: lmdb.Environment) -> T:
+        def run() -> T:
+            if (handle := self._handle) is None:
+                raise errors.ClosedError("the store is closed")
             handle.reader_check()  # what killed processes were reading is free again
             while True:
                 try:
@@ -100,9 +103,7 @@ class LMDBDriver(OrderedDriver):
                     handle.set_mapsize(0)
 
         async with self._turns[write]:
-            if (handle := self._handle) is None:
-                raise errors.ClosedError("the store is closed")
-            return await in_thread(lambda: run(handle))
+            return await in_thread(run)
 
     def _open(self) -> lmdb.Environment:
         key = os.getpid(), str(self._path.resolve())
@@ -116,11 +117,11 @@ class LMDBDriver(OrderedDriver):
 
 
 async def in_thread(job: Callable[[], T]) -> T:
-    """Run a job in a thread of its own: a daemon, since LMDB waits for its lock without end."""
     done = Future[T]()
     done.set_running_or_notify_cancel()
     jobs.add(done)
-    Thread(target=_run, args=(job, done), daemon=True).start()
+    done.add_done_callback(jobs.discard)
+    Thread(target=_run, args=(job, done), daemon=True).start()  # LMDB's lock has no timeout
     answer = asyncio.wrap_future(done)
     return await translated(answer, failures=(lmdb.Error, OSError), translate=translate)
 
@@ -129,9 +130,8 @@ def _run(job: Callable[[], T], done: Future[T]) -> None:
     try:
         done.set_result(job())
     except BaseException as failure:  # noqa: BLE001 - it is the caller's
+        clear_frames(failure.__traceback__)  # of what holds on to the handle
         done.set_exception(failure)
-    jobs.discard(done)
-    del job, done  # a failure's traceback would keep them
 
 
 def translate(failure: Exception) -> errors.StoreError | errors.ConfigurationError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import context, op
 from sqlalchemy.dialects import mysql
@@ -18,7 +20,7 @@ _Id = (
 )
 _Text = sa.Text().with_variant(mysql.LONGTEXT(), *_MYSQL)
 _Digest = sa.LargeBinary(32).with_variant(mysql.BINARY(32), *_MYSQL)
-_SETTINGS = {
+_SETTINGS: dict[str, Any] = {
     f"{dialect}_{option}": value
     for dialect in _MYSQL
     for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
