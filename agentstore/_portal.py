@@ -92,7 +92,9 @@ class Portal:
         box: queue.SimpleQueue[tuple[T] | asyncio.Task[None]] = queue.SimpleQueue()
         wanted: asyncio.Queue[bool] = asyncio.Queue()
         cancel = self._begin(lambda: _pump(function(*args, **kwargs), box.put, wanted), box.put)
-        while not isinstance(item := _receive(box, cancel), asyncio.Task):
+        more = partial(self._loop.call_soon_threadsafe, wanted.put_nowait, _MORE)
+        item = _receive(box, cancel)
+        while not isinstance(item, asyncio.Task):
             try:
                 yield item[0]
             except BaseException:
@@ -102,7 +104,7 @@ class Portal:
                     if threading.current_thread() is not self._thread:
                         cast("asyncio.Task[None]", _receive(box, cancel)).result()
                 raise
-            self._loop.call_soon_threadsafe(wanted.put_nowait, _MORE)
+            item = _receive(box, cancel, more)
         item.result()
 
     async def aiterate(
@@ -187,9 +189,15 @@ class Portal:
             tasks[0].add_done_callback(lambda task: self._silent or ended(task))
 
         def cancel() -> None:
-            tasks[0].cancel()
+            for task in tasks:
+                task.cancel()
 
-        self._loop.call_soon_threadsafe(begin)
+        try:
+            self._loop.call_soon_threadsafe(begin)
+        except KeyboardInterrupt:
+            # It wakes the loop up, which may be far on with the task before this thread is.
+            self._loop.call_soon_threadsafe(cancel)
+            raise
         return partial(self._loop.call_soon_threadsafe, cancel)
 
     def _serve(self) -> None:
@@ -236,9 +244,14 @@ class _Mailbox(asyncio.Queue[T]):
         self._home.call_soon_threadsafe(self.put_nowait, item)
 
 
-def _receive(box: queue.SimpleQueue[T], cancel: Callable[[], object]) -> T:
-    """Block until the task sends something; the last that comes is the task itself."""
+def _receive(
+    box: queue.SimpleQueue[T], cancel: Callable[[], object], ask: Callable[[], object] | None = None
+) -> T:
+    """Ask for something, and block until the task sends it; what comes last is the task itself."""
     try:
+        if ask is not None:
+            # Here, because Ctrl-C may come before this thread is back from waking the loop.
+            ask()
         return box.get()
     except BaseException:  # Ctrl-C, or what another signal handler raised
         cancel()

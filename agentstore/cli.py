@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"%(prog)s {version('agentstore-sdk')}"
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_import, _add_export):
+    for add in (_add_import, _add_export, _add_migrate):
         add(commands)
     return parser
 
@@ -129,6 +129,22 @@ async def _import(arguments: argparse.Namespace) -> None:
         f"imported {report.sessions} sessions{left_out}; "
         f"{report.created} messages are new, {report.repeated} were stored before"
     )
+
+
+def _add_migrate(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = commands.add_parser(
+        "migrate",
+        help="bring the schema of a database up to date",
+        description="Make what is missing of the schema, and bring the rest up to date. "
+        "Opening a database does the same, unless the URL says create_schema=false.",
+    )
+    parser.add_argument("url", metavar="URL", help="with the rights to change tables")
+    parser.set_defaults(run=_migrate)
+
+
+async def _migrate(arguments: argparse.Namespace) -> None:
+    async with connect(arguments.url):
+        _say(f"{URL.parse(arguments.url)} is up to date")
 
 
 def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -341,3 +341,24 @@ def on_a_terminal(command: list[str]) -> tuple[int, str]:
         finally:
             os.close(master)
         return process.wait(SOON), shown.decode()
+
+
+def test_migrate(tmp_path: Path) -> None:
+    """`migrate` makes the schema, and says the same when there is nothing to do."""
+    url = f"sqlite:///{tmp_path}/a.db"
+    for _ in range(2):
+        ended = run("migrate", url)
+        assert (ended.returncode, ended.stderr) == (
+            0,
+            f"agentstore: {url} is up to date\n".encode(),
+        )
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        assert connection.execute("SELECT count(*) FROM agentstore_sessions").fetchall() == [(0,)]
+    connection.close()
+
+
+def test_migrate_shows_no_password() -> None:
+    """A URL that fails is shown without what is secret in it."""
+    ended = run("migrate", "sqlite://user:hunter2@host/a.db")
+    assert ended.returncode == 2
+    assert b"hunter2" not in ended.stderr

@@ -19,7 +19,7 @@ __all__ = ["MySQLDriver", "PostgreSQLDriver", "SQLiteDriver", "Tables", "read_ta
 
 # Drivers of servers, by their module and by the extra that brings what they stand on.
 _SERVERS = {
-    "MySQLDriver": ("._mysql", "mysql", {"aiomysql", "pymysql"}),
+    "MySQLDriver": ("._mysql", "mysql", set[str]()),  # which of two clients, the URL says
     "PostgreSQLDriver": ("._postgresql", "postgresql", {"asyncpg"}),
 }
 

@@ -51,7 +51,7 @@ class MySQLDriver:
     def __init__(self, url: URL, **options: Any) -> None:
         self._target, self._options = read_url(url, options)
         dialect = MySQLDialect_aiomysql()
-        tables = Tables(self._options.table_prefix, slots=True)
+        tables = Tables(self._options.table_prefix, numbers=True)
         self.statements = Statements(tables, dialect)
         self.trips = SingleTrips(self.statements, dialect)
         self.packet = 16 * _MIB

@@ -44,7 +44,7 @@ class Connection(aiomysql.Connection):  # type: ignore[misc]
             reader is None
             or reader.eof_received
             or reader.exception() is not None
-            or bool(reader._buffer)  # noqa: SLF001 - nothing comes of itself but an error
+            or bool(reader._buffer)  # nothing comes of itself but an error
         )
 
     async def _request_authentication(self) -> None:

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 from agentstore.driver import Row
 from agentstore.errors import ConflictError, StoreError
 
+from ._appends import Append, Appends
 from ._engine import Engine
 from ._mysql_errors import NULL
 from ._mysql_statements import SingleTrips, Trip
 from ._pooled import Phase
-from ._postgresql_append import Append, Appends
 
 
 class MySQLEngine(Engine, Protocol):
@@ -32,11 +32,13 @@ class MySQLEngine(Engine, Protocol):
 class MySQLAppends(Appends):
     """The appends of a process: for each session one transaction at a time."""
 
-    _engine: MySQLEngine
+    def __init__(self, engine: MySQLEngine) -> None:
+        super().__init__(engine)
+        self._server = engine
 
     async def _insert(self, key: tuple[str, str], terms: Append, rows: Sequence[Row]) -> list[int]:
         """Store rows, or none where that is not plain; gives their `seq`."""
-        if sum(map(_most, rows)) > self._engine.packet // 2:
+        if sum(map(_most, rows)) > self._server.packet // 2:
             return []
         first = await self._first(key, terms, rows, begin=False)
         # With an `expect_seq` there has to be a session, unless it is 0.
@@ -47,14 +49,14 @@ class MySQLAppends(Appends):
     async def _first(
         self, key: tuple[str, str], terms: Append, rows: Sequence[Row], *, begin: bool
     ) -> int | None:
-        trip = self._engine.trips.append(len(rows), begin=begin)
+        trip = self._server.trips.append(len(rows), begin=begin)
         arguments: list[Any] = [*key, terms.user_id, terms.agent] if begin else []
         arguments += (*key, terms.user_id, terms.user_id, terms.expect_seq, terms.expect_seq)
         for row in rows:
             arguments += (row.id, row.digest, row.body, row.tokens, row.created)
         arguments.append(None if terms.ttl is None else round(terms.ttl * 1_000_000))
         try:
-            found = await self._engine.travel(trip, arguments)
+            found = await self._server.travel(trip, arguments)
         except ConflictError:
             return None  # an id that is there already: a repeat, or another body
         except StoreError as error:

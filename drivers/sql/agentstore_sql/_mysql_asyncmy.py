@@ -10,10 +10,12 @@ from asyncmy.errors import OperationalError
 
 from ._mysql_errors import NO_TLS, TOO_LARGE
 
+# Its types leave out what is overridden here.
+_Base: Any = connection.Connection
 _UTF8_MOST = 4  # bytes of a character
 
 
-class Connection(connection.Connection):
+class Connection(_Base):  # type: ignore[misc]
     """A connection that is encrypted where that was asked for, or is none."""
 
     packet: int | None = None

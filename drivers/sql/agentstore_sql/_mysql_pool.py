@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from importlib import import_module
 from math import ceil
 from typing import Any, TypeVar
 
@@ -15,10 +16,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from agentstore.errors import AgentStoreError, StoreError, UnavailableError
+from agentstore.errors import AgentStoreError, MissingDependencyError, StoreError, UnavailableError
 
 from ._mysql_errors import READ_ONLY, translate
-from ._mysql_url import Options, Target
+from ._mysql_url import Client, Options, Target
 from ._pooled import Phase, Pool, discard
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ REPEATABLE READ, which is the server's default, locks the gaps between rows as w
 different sessions then end one another as deadlocks.
 """
 
+_NEEDED = {"aiomysql": ("aiomysql", "pymysql"), "asyncmy": ("asyncmy",)}
 _FOUND_ROWS = 2  # as SQLAlchemy has it: an UPDATE counts the rows that it found
 
 
@@ -76,7 +78,8 @@ class MySQLPool(Pool):
             return await self._patiently(greenlet_spawn(work), phase)
         except (asyncio.CancelledError, UnavailableError) as error:
             # Half-read or dead: nobody is to have it again, and nothing is to wait for it.
-            pooled.dbapi_connection.terminate()
+            connection: Any = pooled.driver_connection
+            connection.close()
             await greenlet_spawn(pooled.invalidate)
             await self._moved(error)
             raise
@@ -129,10 +132,7 @@ class MySQLPool(Pool):
 
 
 def _engine(target: Target, options: Options) -> AsyncEngine:
-    if target.client == "aiomysql":
-        from ._mysql_aiomysql import Connection
-    else:
-        from ._mysql_asyncmy import Connection  # type: ignore[assignment]
+    make = _client(target.client)
     arguments = target.arguments() | {
         "charset": "utf8mb4",
         "client_flag": _FOUND_ROWS,
@@ -142,7 +142,7 @@ def _engine(target: Target, options: Options) -> AsyncEngine:
     async def connect(*_: object, **__: object) -> Any:  # noqa: ANN401 - either client's
         # The clients' own limits are of less than all of connecting.
         async with asyncio.timeout(options.connect_timeout):
-            connection = Connection(**arguments)
+            connection = make(**arguments)
             await connection.open()
             try:
                 connection.packet = await _set_up(connection, options.statement_timeout)
@@ -165,6 +165,19 @@ def _engine(target: Target, options: Options) -> AsyncEngine:
     )
     _check_idle(engine, options)
     return engine
+
+
+def _client(name: Client) -> Any:  # noqa: ANN401 - a class of either client's
+    """Import a client, which need not be installed."""
+    try:
+        return import_module(f"._mysql_{name}", __package__).Connection
+    except ModuleNotFoundError as error:
+        if error.name not in _NEEDED[name]:
+            raise
+        extra = "mysql" if name == "aiomysql" else name
+        raise MissingDependencyError(
+            f"{error.name} is not installed: run pip install 'agentstore-sql[{extra}]'"
+        ) from None
 
 
 async def _set_up(connection: Any, seconds: float) -> int:  # noqa: ANN401 - either client's

@@ -9,7 +9,7 @@ from sqlalchemy.engine.interfaces import Dialect
 from agentstore.driver import TOUCH_INTERVAL
 
 from ._mysql_pool import BEGIN
-from ._statements import Statements
+from ._statements import Statements, draw_number
 
 # The session is locked until the commit, which is what orders the `seq`. Where there is none that
 # may be appended to, the message finds no session, and the error ends the statements there.
@@ -69,7 +69,7 @@ WHERE tenant = %s AND scope = %s AND owner = %s AND `key` = %s
 _CHANGE = (
     BEGIN,
     "SET @version = NULL",
-    "REPLACE INTO {versions} (slot) VALUES (CONNECTION_ID() & 255)",
+    draw_number("{versions}"),
     "{change}",
     """
     SELECT version INTO @version FROM {state}

@@ -10,9 +10,9 @@ from agentstore.driver import dump, operation_id
 from agentstore.errors import ConflictError
 from agentstore.types import AppendResult, Message, Scope, Versioned
 
+from ._appends import Append, Appends
 from ._conversations import SQLConversations
-from ._mysql_append import MySQLAppends, MySQLEngine
-from ._postgresql_append import Append
+from ._mysql_append import MySQLEngine
 from ._state import SQLState
 from ._statement import Statement
 
@@ -20,7 +20,7 @@ from ._statement import Statement
 class MySQLConversations(SQLConversations):
     """The conversations of one tenant."""
 
-    def __init__(self, engine: MySQLEngine, tenant: str, appends: MySQLAppends) -> None:
+    def __init__(self, engine: MySQLEngine, tenant: str, appends: Appends) -> None:
         super().__init__(engine, tenant)
         self._fetch = engine.fetch
         self._appends = appends

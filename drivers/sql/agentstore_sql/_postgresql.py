@@ -15,7 +15,7 @@ from agentstore.types import Capabilities, Durability, Limits, Scope
 from agentstore.url import URL
 
 from ._pooled import Phase
-from ._postgresql_append import Appends
+from ._postgresql_append import PostgreSQLAppends
 from ._postgresql_conversations import PostgreSQLConversations
 from ._postgresql_pool import PostgreSQLPool
 from ._postgresql_state import PostgreSQLState
@@ -46,7 +46,7 @@ class PostgreSQLDriver:
         self.single = SingleStatements(self.statements, dialect)
         self._durable = True
         self._pool: PostgreSQLPool | None = None
-        self._appends = Appends(self)
+        self._appends = PostgreSQLAppends(self)
 
     @property
     def capabilities(self) -> Capabilities:

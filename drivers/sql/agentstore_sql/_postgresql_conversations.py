@@ -7,8 +7,8 @@ from typing import Any
 
 from agentstore.types import AppendResult, Message
 
+from ._appends import Append, Appends
 from ._conversations import SQLConversations
-from ._postgresql_append import Append, Appends
 from ._postgresql_engine import PostgreSQLEngine
 from ._statement import Statement
 

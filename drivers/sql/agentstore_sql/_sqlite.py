@@ -6,6 +6,7 @@ import itertools
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,18 +20,19 @@ from agentstore.stores import API_VERSION
 from agentstore.types import Capabilities, Durability, Scope
 from agentstore.url import URL
 
-from ._conversations import SQLConversations
 from ._group import GroupCommit
 from ._schema import is_current, migrate
 from ._sqlite_connection import SQLiteConnection, raw
+from ._sqlite_erasure import ErasingConversations, ErasingState
 from ._sqlite_errors import FAILURES, moved, translate
-from ._state import SQLState
 from ._statements import Statements
 from ._tables import Tables
 
 T = TypeVar("T")
 
 _READERS = 4
+# How long a writer waits for readers of the log, in milliseconds, when there is nothing to lose.
+_MOMENT = 200
 
 
 class SQLiteDriver:
@@ -45,7 +47,7 @@ class SQLiteDriver:
     def __init__(self, url: URL, **options: Any) -> None:
         known = take_options(url, options, known=("timeout", "synchronous"))
         self._path = _path(url)
-        self._timeout = _seconds(known.get("timeout", 10))
+        self._patience = round(1000 * _seconds(known.get("timeout", 10)))
         self._synchronous = str(known.get("synchronous", "full")).lower()
         if self._synchronous not in ("full", "normal"):
             raise ConfigurationError(f"synchronous is {self._synchronous!r}: full or normal")
@@ -74,13 +76,13 @@ class SQLiteDriver:
             embedded=True,
         )
 
-    def conversations(self, tenant: str) -> SQLConversations:
+    def conversations(self, tenant: str) -> ErasingConversations:
         """Give the conversations of a tenant."""
-        return SQLConversations(self, tenant)
+        return ErasingConversations(self, tenant, self._empty_log)
 
-    def state(self, tenant: str, scope: Scope) -> SQLState:
+    def state(self, tenant: str, scope: Scope) -> ErasingState:
         """Give the state of a scope."""
-        return SQLState(self, tenant, scope)
+        return ErasingState(self, tenant, scope, self._empty_log)
 
     async def open(self) -> None:
         """Open the file, make it where it is missing, and bring its schema up to date."""
@@ -103,6 +105,7 @@ class SQLiteDriver:
         if self._group is not None:
             group, self._group = self._group, None
             await group.close()
+            await self._connections[0].run(self._truncate)
         await self._disconnect()
 
     async def ping(self) -> None:
@@ -134,9 +137,26 @@ class SQLiteDriver:
         for connection in connections:
             await self._translated(connection.close())
 
+    async def _empty_log(self) -> None:
+        """Write what the log holds into the file, and cut the log to nothing.
+
+        A reader in another process may be in the way for longer than a moment; then it is left to
+        the next time.
+        """
+        if self._group is not None:  # closing does it too
+            await self._connections[0].run(self._truncate)
+
+    def _truncate(self, connection: Connection) -> None:
+        sqlite = raw(connection)
+        sqlite.execute(f"PRAGMA busy_timeout = {_MOMENT}")
+        # What was to be written is committed: a failing disk is for the next one to report.
+        with suppress(sqlite3.Error):
+            sqlite.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        sqlite.execute(f"PRAGMA busy_timeout = {self._patience}")
+
     def _setup(self, connection: sqlite3.Connection) -> None:
         for pragma in (
-            f"busy_timeout = {round(self._timeout * 1000)}",
+            f"busy_timeout = {self._patience}",
             "journal_mode = WAL",
             f"synchronous = {self._synchronous}",
             "foreign_keys = ON",

@@ -9,6 +9,7 @@ from sqlalchemy import (
     BindParameter,
     ClauseElement,
     ColumnElement,
+    Select,
     Table,
     delete,
     func,
@@ -162,13 +163,15 @@ class Statements:
         self.by_id: dict[bool, Statement] = {}
         for of_user in (False, True):
             listed = alive.where(self._owned) if of_user else alive
-            page = listed.where(*behind).order_by(*newest).limit(p("limit"))
+            page = self._by(listed, "sessions_user" if of_user else "sessions_newest")
+            page = page.where(*behind).order_by(*newest).limit(p("limit"))
             if self._dialect.name == "postgresql" and not of_user:
                 # What its index says of itself: what was deleted has 0.
                 page = page.where(sessions.updated_at > literal_column("0"))
             self.newest[of_user] = self._ready(page)
             self.by_id[of_user] = self._ready(
-                listed.where(
+                self._by(listed, "sessions_id")
+                .where(
                     sessions.session_id >= p("start"),
                     sessions.session_id > p("behind"),
                     sessions.session_id < p("stop"),
@@ -176,6 +179,14 @@ class Statements:
                 .order_by(sessions.session_id)
                 .limit(p("limit"))
             )
+
+    def _by(self, clause: Select[Any], index: str) -> Select[Any]:
+        """Say the index where MySQL would rather take the one of expiry, and sort.
+
+        It does so with few sessions, or with statistics from when there were few.
+        """
+        hint = f"FORCE INDEX ({self.tables.prefix}{index})"
+        return clause.with_hint(self.tables.sessions, hint, "mysql")
 
     def _messages(self) -> None:
         table, messages = self.tables.messages, self.tables.messages.c
@@ -275,11 +286,10 @@ class Statements:
         """Draw a version: where there is no sequence, by a change that is read afterwards."""
         if self.tables.versions is not None:
             return None, self._ready(select(self.tables.versions.next_value()))
-        if self.tables.slots is not None:
-            # Connections don't wait for one another, as they would for one row to count in.
-            name = self._dialect.identifier_preparer.format_table(self.tables.slots)
-            draw = text(f"REPLACE INTO {name} (slot) VALUES (CONNECTION_ID() & 255)")
-            return self._ready(draw), self._ready(select(func.last_insert_id()))
+        if self.tables.numbers is not None:
+            # Nobody waits for anybody, as all would for one row to count in.
+            name = self._dialect.identifier_preparer.format_table(self.tables.numbers)
+            return self._ready(text(draw_number(name))), self._ready(select(func.last_insert_id()))
         assert self.tables.counters is not None  # noqa: S101 - one or the other
         counters = self.tables.counters
         counter = counters.c.name == p("counter")
@@ -302,6 +312,11 @@ DELETED = 0
 
 AFTER_ALL = "\U0010ffff" * 129
 """Greater than every id: one more of the greatest character than 512 bytes have room for."""
+
+
+def draw_number(table: str) -> str:
+    """Have MySQL give LAST_INSERT_ID() a number that it gave to nobody before."""
+    return f"INSERT INTO {table} () VALUES ();DELETE FROM {table} WHERE version = LAST_INSERT_ID()"  # noqa: S608
 
 
 def _clock(dialect: Dialect) -> ColumnElement[Any]:

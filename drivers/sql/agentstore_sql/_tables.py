@@ -54,7 +54,7 @@ class Tables:
         *,
         schema: str | None = None,
         sequences: bool = False,
-        slots: bool = False,
+        numbers: bool = False,
     ) -> None:
         self.metadata = MetaData(schema=schema)
         self.prefix = prefix
@@ -125,18 +125,17 @@ class Tables:
         )
         # Versions of state are drawn here, so that none comes twice, deleted or not: from a
         # sequence where the engine has them (PostgreSQL), from the numbers that the server gives to
-        # new rows, of which each slot keeps the last (MySQL), otherwise from a row.
+        # new rows, which are deleted at once (MySQL), otherwise from a row.
         self.versions: Sequence | None = None
-        self.slots: Table | None = None
+        self.numbers: Table | None = None
         self.counters: Table | None = None
         if sequences:
             self.versions = Sequence(f"{prefix}versions", metadata=self.metadata)
-        elif slots:
-            self.slots = Table(
+        elif numbers:
+            self.numbers = Table(
                 f"{prefix}versions",
                 self.metadata,
                 Column("version", BigInteger, primary_key=True, autoincrement=True),
-                Column("slot", Integer, nullable=False, unique=True),
                 **OPTIONS,
             )
         else:

@@ -19,18 +19,19 @@ from agentstore_sql import SQLiteDriver
 # what the tests of a server share.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mysql_fixtures import (  # noqa: E402 - it is found by the line above
+from mysql_fixtures import (
     asyncmy_url,
     mysql_database,
     mysql_url,
 )
-from postgresql_fixtures import (  # noqa: E402 - likewise
+from postgresql_fixtures import (
     postgresql_empty_url,
     postgresql_server,
     postgresql_template,
     postgresql_url,
 )
-from servers import mariadb, mariadb_url  # noqa: E402 - likewise
+
+from servers import mariadb, mariadb_url
 
 __all__ = [
     "asyncmy_url",

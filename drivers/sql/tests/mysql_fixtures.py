@@ -32,7 +32,7 @@ def mysql_database(mariadb: MariaDB) -> Iterator[str]:
 def mysql_url(mysql_database: str) -> Iterator[str]:
     """The database with the tables, which are empty."""
     yield mysql_database
-    ask(mysql_database, ";".join(f"DELETE FROM agentstore_{table}" for table in _TABLES))
+    ask(mysql_database, ";".join(f"DELETE FROM agentstore_{table}" for table in _TABLES))  # noqa: S608
 
 
 @pytest.fixture

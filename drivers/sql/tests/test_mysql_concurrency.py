@@ -19,7 +19,7 @@ from agentstore.types import Scope
 from agentstore.url import URL
 from agentstore_sql import MySQLDriver
 from agentstore_sql._mysql_statements import Trip
-from servers import MariaDB, ask
+from servers import MariaDB
 
 pytestmark = pytest.mark.asyncio
 
@@ -175,7 +175,9 @@ async def test_versions_of_many_writers(url: str) -> None:
         states = [driver.state("", Scope("app")) for driver in (one, other)]
 
         async def write(place: int) -> list[int]:
-            return [(await states[place % 2].put(f"k{place % 5}", step)).version for step in range(8)]
+            return [
+                (await states[place % 2].put(f"k{place % 5}", step)).version for step in range(8)
+            ]
 
         drawn = await asyncio.gather(*(write(place) for place in range(32)))
         versions = [version for of_one in drawn for version in of_one]
@@ -204,7 +206,7 @@ async def test_twenty_turns_on_a_pool_of_five(url: str) -> None:
             assert [message.text for message in stored] == ["hello", "fine"]
 
 
-async def test_storm_of_cancellations(url: str, mysql_url: str) -> None:
+async def test_storm_of_cancellations(url: str, mariadb: MariaDB) -> None:
     """Calls cancelled at any moment leave no connection taken, and nothing by halves."""
     random.seed(7)
     async with opened(url, pool_size=4, max_overflow=0) as driver:
@@ -231,7 +233,7 @@ async def test_storm_of_cancellations(url: str, mysql_url: str) -> None:
         session = await conversations.get("s")
         assert session is not None
         assert session.message_count == len(stored)
-        assert ask(mysql_url, "SELECT COUNT(*) FROM information_schema.innodb_trx") == "0"
+        assert mariadb.ask("SELECT COUNT(*) FROM information_schema.innodb_trx") == "0"
 
 
 async def _until_free(driver: MySQLDriver) -> None:

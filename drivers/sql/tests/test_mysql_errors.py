@@ -32,7 +32,7 @@ from agentstore.errors import (
     TLSError,
     UnavailableError,
 )
-from agentstore.testing.proxy import Blackhole, CutReply, CutRequest, Eof, FaultProxy, Reset
+from agentstore.testing.proxy import Blackhole, CutReply, CutRequest, Eof, Fault, FaultProxy, Reset
 from agentstore.url import URL
 from agentstore_sql import MySQLDriver
 from agentstore_sql._mysql_statements import Trip
@@ -100,10 +100,10 @@ async def blocked(url: str, driver: MySQLDriver) -> AsyncIterator[aiomysql.Conne
 async def waits(other: aiomysql.Connection, part: str = "INTO @pk") -> int:
     """Wait until a statement is under way, and give the id of its connection."""
     query = (
-        "SELECT id FROM information_schema.processlist "
+        "SELECT id FROM information_schema.processlist "  # noqa: S608
         f"WHERE info LIKE '%{part}%' AND id <> CONNECTION_ID()"
     )
-    while not (rows := await asked(other, query)):
+    while not (rows := await asked(other, query)):  # noqa: ASYNC110 - the server sends no event
         await asyncio.sleep(0.01)
     return int(rows[0][0])
 
@@ -152,7 +152,7 @@ async def unknown_name(at: Place) -> None:
         pass
 
 
-def faulty(fault: Any, **options: Any) -> Callable[[Place], Awaitable[None]]:
+def faulty(fault: Fault, **options: Any) -> Callable[[Place], Awaitable[None]]:
     """Connect through a network that has this fault."""
 
     async def provoke(at: Place) -> None:
@@ -315,7 +315,7 @@ async def deadlock(at: Place) -> None:
 
         await asked(other, "BEGIN")
         # The one that has changed less is given up: that is us.
-        await asked(other, f"UPDATE {name} SET title = 'x' WHERE tenant = '' AND session_id = 'b'")
+        await asked(other, f"UPDATE {name} SET title = 'x' WHERE tenant = '' AND session_id = 'b'")  # noqa: S608
 
         def crossed(connection: Connection) -> None:
             where = f"FROM {name} FORCE INDEX (agentstore_sessions_id) WHERE tenant = ''"
@@ -325,7 +325,7 @@ async def deadlock(at: Place) -> None:
 
         task = asyncio.create_task(driver.write(crossed))
         await waits(other, "AND session_id = ''b''")
-        second = f"UPDATE {name} SET title = 'x' WHERE tenant = '' AND session_id = 'a'"
+        second = f"UPDATE {name} SET title = 'x' WHERE tenant = '' AND session_id = 'a'"  # noqa: S608
         crossing = asyncio.create_task(asked(other, second))
         try:
             await task
@@ -369,7 +369,7 @@ async def pool_exhausted(at: Place) -> None:
             await asked(other, "ROLLBACK")
 
 
-async def _through_a_cut(fault: Any, at: Place) -> None:
+async def _through_a_cut(fault: Fault, at: Place) -> None:
     with FaultProxy("127.0.0.1", at.server.port) as proxy:
         async with opened(elsewhere(at.url, port=proxy.port)) as driver:
             proxy.inject(fault)
@@ -505,7 +505,7 @@ CASES = [
     replace(
         DATA,
         name="no number",
-        provoke=statement(f"UPDATE agentstore_sessions SET last_seq = '{BODY}'"),
+        provoke=statement(f"UPDATE agentstore_sessions SET last_seq = '{BODY}'"),  # noqa: S608
         code=("1366", "1292"),
     ),
     replace(
@@ -556,25 +556,31 @@ def alive(server: MariaDB) -> Iterator[None]:
         server.start()
 
 
-@pytest.mark.parametrize("scheme", ["mysql", "mysql+asyncmy"])
+@pytest.fixture(params=["mysql", "mysql+asyncmy"])
+def url(request: pytest.FixtureRequest, mysql_url: str) -> str:
+    """The database, over each client."""
+    return elsewhere(mysql_url, scheme=request.param)
+
+
+@pytest.fixture
+def place(url: str, mariadb: MariaDB, victim: MariaDB, tls: MariaDB) -> Place:
+    """Where failures are provoked."""
+    return Place(url, mariadb, victim, tls)
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 async def test_failure(
     case: Case,
-    scheme: str,
     count: list[str],
-    mysql_url: str,
-    mariadb: MariaDB,
-    victim: MariaDB,
-    tls: MariaDB,
+    place: Place,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A failure has its class, its code and its kind, in time, and tells no secret."""
     if case.provoke is None:
         pytest.skip(case.why_not)
     caplog.set_level("DEBUG", "agentstore")
-    place = Place(elsewhere(mysql_url, scheme=scheme), mariadb, victim, tls)
     started = time.monotonic()
-    with alive(victim), pytest.raises(case.error) as caught:
+    with alive(place.victim), pytest.raises(case.error) as caught:
         await case.provoke(place)
     error = caught.value
     assert type(error) is case.error
@@ -587,12 +593,6 @@ async def test_failure(
     for secret in (PASSWORD, quote(PASSWORD, safe=""), BODY):
         assert secret not in shown
     count.append(case.name)
-
-
-@pytest.fixture(params=["mysql", "mysql+asyncmy"])
-def url(request: pytest.FixtureRequest, mysql_url: str) -> str:
-    """The database, over each client."""
-    return elsewhere(mysql_url, scheme=request.param)
 
 
 async def test_dead_idle_connection_is_not_seen(url: str, mariadb: MariaDB) -> None:

@@ -488,9 +488,8 @@ def count(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     """Say at the end how many of the failures were provoked."""
     provoked: list[str] = []
     yield provoked
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        reporter.write_line(f"\nPostgreSQL: {len(provoked)} of {len(CASES)} failures provoked")
+    with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+        print(f"\nPostgreSQL: {len(provoked)} of {len(CASES)} failures provoked")  # noqa: T201
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

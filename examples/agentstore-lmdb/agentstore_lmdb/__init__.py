@@ -85,7 +85,8 @@ class LMDBDriver(OrderedDriver):
 
     async def close(self) -> None:
         async with self._turns[True], self._turns[False]:  # behind all that was begun
-            await in_thread(self._close)
+            with lock:  # and in no thread, because at exit none may begin
+                self._handle = None
 
     async def ping(self) -> None:
         await self.transact(lambda transaction: transaction.get(b"ping"), write=False)
@@ -111,17 +112,14 @@ class LMDBDriver(OrderedDriver):
             handle = handles.get(key) or lmdb.open(key[1], self._size, mode=0o700, max_readers=1024)
             return handles.setdefault(key, handle)
 
-    def _close(self) -> None:
-        with lock:
-            self._handle = None
-
 
 async def in_thread(job: Callable[[], T]) -> T:
+    """Run a job in a thread of its own: a daemon, because LMDB waits for its lock without end."""
     done = Future[T]()
     done.set_running_or_notify_cancel()
     jobs.add(done)
     done.add_done_callback(jobs.discard)
-    Thread(target=_run, args=(job, done), daemon=True).start()  # LMDB's lock has no timeout
+    Thread(target=_run, args=(job, done), daemon=True).start()
     answer = asyncio.wrap_future(done)
     return await translated(answer, failures=(lmdb.Error, OSError), translate=translate)
 
@@ -138,7 +136,9 @@ def translate(failure: Exception) -> errors.StoreError | errors.ConfigurationErr
     number = getattr(failure, "code", getattr(failure, "errno", 0))
     match code := errno.errorcode.get(number, type(failure).__name__):
         case "MapFullError" | "TxnFullError" | "ENOSPC" | "EDQUOT" | "ENOMEM":
-            return errors.CapacityError("map_size is reached, or the disk is full", code=code)
+            return errors.CapacityError(
+                "map_size is reached, or the disk full; nothing was written", code=code
+            )
         case "ReadersFullError" | "EINVAL" | "Error":
             return errors.OverloadedError("other readers or handles are in the way", code=code)
         case "EIO":

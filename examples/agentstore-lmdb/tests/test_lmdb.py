@@ -41,17 +41,19 @@ asyncio.run(main(*sys.argv[1:]))
 
 def python(script: str, *arguments: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)],
+        [sys.executable, "-X", "dev", "-c", script, *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
 
 
 def output(script: str, *arguments: object) -> list[str]:
     with python(script, *arguments) as process:
-        told, _ = process.communicate(timeout=30)
-    assert process.returncode == 0
+        told, failed = process.communicate(timeout=30)
+    assert process.returncode == 0, failed
+    assert "Traceback" not in failed
     return told.splitlines()
 
 
@@ -68,6 +70,10 @@ def held(directory: Path) -> Iterator[None]:
 async def say(database: Database, *texts: str, session: str = "s") -> None:
     for text in texts:
         await database.conversations.append(session, [Message(role="user", content=text)])
+
+
+def modes(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in directory.rglob("*")}
 
 
 async def said(database: Database, session: str = "s") -> list[object]:
@@ -88,8 +94,7 @@ async def test_everything_is_there_again(tmp_path: Path) -> None:
 
 async def test_only_the_owner_reads_the_files(tmp_path: Path) -> None:
     async with connect(f"lmdb:///{tmp_path}/agents"):
-        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
-    assert modes == {"agents": 0o700, "data.mdb": 0o600, "lock.mdb": 0o600}
+        assert modes(tmp_path) == {"agents": 0o700, "data.mdb": 0o600, "lock.mdb": 0o600}
 
 
 async def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +128,7 @@ async def test_killed_writer_loses_nothing(tmp_path: Path) -> None:
                 process.kill()
                 acknowledged += process.stdout.read().split("\n")[:-1]
             await say(database, "beside", session="t")
-        stored = set()
+        stored = set[str]()
         after = None
         while page := await database.conversations.read("s", first=500, after=after):
             stored.update(message.id for message in page)
@@ -136,8 +141,7 @@ async def test_reads_go_on_when_it_is_full(tmp_path: Path) -> None:
     url = f"lmdb:///{tmp_path}/agents"
     async with connect(url, map_size=200_000) as database:
         with pytest.raises(CapacityError) as caught:
-            for number in range(1000):
-                await say(database, str(number) * 1000)
+            await say(database, *(str(number) * 1000 for number in range(1000)))
         assert caught.value.code == "MapFullError"
         stored = await said(database)
         assert stored
@@ -162,7 +166,7 @@ async def test_bad_options(tmp_path: Path, options: str) -> None:
     with pytest.raises(ConfigurationError):
         async with connect(f"lmdb:///{tmp_path}/agents?{options}"):
             pass
-    assert not list(tmp_path.iterdir())
+    assert not modes(tmp_path)
 
 
 @pytest.mark.parametrize("url", ["lmdb:///", "lmdb://agents", "lmdb://agents/x", "lmdb:///a%00b"])
@@ -212,8 +216,8 @@ async def test_close_lets_go(tmp_path: Path) -> None:
             await database.conversations.append(
                 "s", [Message(role="user", content="two", id=message.id)]
             )
-    assert kept.value
     lmdb.open(f"{tmp_path}/agents").close()  # which LMDB refuses while a handle is open
+    assert kept.type is ConflictError
 
 
 async def test_opened_and_closed_all_the_time(tmp_path: Path) -> None:
@@ -249,18 +253,30 @@ import asyncio, sys
 from agentstore import Message, connect
 
 async def main():
-    database = connect(sys.argv[1])
-    database = await database.__aenter__()
+    database = await manager.__aenter__()
     await database.conversations.append("s", [Message(role="user", content="one")])
-    await database.conversations.read("s")
     print("kept")
 
-asyncio.run(main())
+manager = connect(sys.argv[1])
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+loop.close()
 """
     url = f"lmdb:///{tmp_path}/agents"
     assert output(script, url) == ["kept"]
     async with connect(url) as database:
         assert await said(database) == ["one"]
+
+
+async def test_exit_closes(tmp_path: Path) -> None:
+    script = """
+import sys
+from agentstore import Message, db
+
+database = db(sys.argv[1])
+database.sync.conversations.append("s", [Message(role="user", content="one")])
+"""
+    assert not output(script, f"lmdb:///{tmp_path}/agents")
 
 
 async def test_exit_does_not_wait_for_the_lock(tmp_path: Path) -> None:

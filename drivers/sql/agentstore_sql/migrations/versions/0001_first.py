@@ -128,7 +128,6 @@ def upgrade() -> None:
         op.create_table(
             f"{prefix}versions",
             sa.Column("version", sa.BigInteger, primary_key=True, autoincrement=True),
-            sa.Column("slot", sa.Integer, nullable=False, unique=True),
             **_SETTINGS,
         )
         return

@@ -27,9 +27,9 @@ class _Waiting(Generic[T, R]):
 class Coalescer(Generic[K, T, R]):
     """Has at most one batch of each key under way; different keys go in parallel.
 
-    Who comes first sends his item himself, alone: a task and its turns on the loop would cost him a
-    fifth of the statement. Those who come meanwhile are sent by a task, so that no caller who is
-    cancelled cancels his neighbours; what of theirs was not sent yet is dropped.
+    Who comes first sends his item himself, alone, without the turns on the loop that a task takes.
+    Those who come meanwhile are sent by a task, so that no caller who is cancelled cancels his
+    neighbours; what of theirs was not sent yet is dropped.
     """
 
     def __init__(self, send: Send[K, T, R], *, together: Callable[[Sequence[T]], int]) -> None:
