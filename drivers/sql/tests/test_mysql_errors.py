@@ -445,7 +445,7 @@ CASES = [
     replace(RETRY, name="not listening", provoke=refused, code=("2003",)),
     replace(RETRY, name="DNS", provoke=unknown_name, code=("2003",)),
     replace(RETRY, name="RST at connect", provoke=faulty(Reset())),
-    replace(RETRY, name="FIN at connect", provoke=faulty(Eof()), code=("2013",)),
+    replace(RETRY, name="FIN at connect", provoke=faulty(Eof())),
     replace(
         RETRY,
         name="accepts, never answers",
