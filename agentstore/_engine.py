@@ -46,6 +46,9 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     options: Mapping[str, Any]
     timeouts: Timeouts
 
+    def __repr__(self) -> str:
+        return f"<Engine {self.url}>"  # options may hold a password
+
     def build(self) -> Driver:
         """Make the driver with its wrappers; opens nothing."""
         driver = self.make(self.url, **self.options)
@@ -84,9 +87,13 @@ def engines(
 def fitting(wanted: Limits | None, drivers: tuple[Driver, ...]) -> Limits:
     """Give the limits to check by: those wanted, or the defaults as far as the stores take them.
 
-    `ConfigurationError` where more is wanted than a store takes.
+    `ConfigurationError` where nothing could be stored, or more is wanted than a store takes.
     """
     limits = wanted or Limits()
+    for name in limits.__struct_fields__:
+        value = getattr(limits, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigurationError(f"limits.{name} is {value!r}: give a whole number above 0")
     for driver in drivers:
         for name in limits.__struct_fields__:
             most, value = getattr(driver.capabilities.limits, name), getattr(limits, name)

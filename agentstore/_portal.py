@@ -104,6 +104,7 @@ class Portal:
                     if threading.current_thread() is not self._thread:
                         cast("asyncio.Task[None]", _receive(box, cancel)).result()
                 raise
+            self._check_alive()
             item = _receive(box, cancel, more)
         item.result()
 
@@ -176,10 +177,7 @@ class Portal:
             raise ConfigurationError(
                 "a blocking call on this event loop would wait for itself: await the async method"
             )
-        if not self._thread.is_alive():
-            raise ClosedError(
-                "the event loop has ended: the process is exiting, or is a fork and must open anew"
-            )
+        self._check_alive()
         self._callers.add(thread)
         coroutine = start()
         tasks: list[asyncio.Task[T]] = []
@@ -199,6 +197,12 @@ class Portal:
             self._loop.call_soon_threadsafe(cancel)
             raise
         return partial(self._loop.call_soon_threadsafe, cancel)
+
+    def _check_alive(self) -> None:
+        if not self._thread.is_alive():
+            raise ClosedError(
+                "the event loop has ended: the process is exiting, or is a fork and must open anew"
+            )
 
     def _serve(self) -> None:
         while True:

@@ -79,6 +79,8 @@ class Agent:
         self.user_id = check.optional_identifier(user_id, "user_id")
         self._model = resolve(llm)
         self._tools = toolset(tools)
+        if not isinstance(db, Database | None):
+            raise ConfigurationError(f"db is {type(db).__name__}: make it with db() or connect()")
         self._db = db or make_database("memory://")
         self._window = _window(history)
         self._rounds = check.count(max_rounds, "max_rounds")

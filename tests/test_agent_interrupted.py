@@ -266,6 +266,19 @@ def test_loop_ends_before_the_stream(
     database.sync.close()
 
 
+def test_loop_is_closed_before_the_stream(tmp_path: Path) -> None:
+    """A loop that is closed with a turn half done stops no other turn of the session."""
+    database = db(f"sqlite:///{tmp_path}/a.db?synchronous=normal")
+    stream = Agent(llm=abc, db=database, session_id="s").astream("go")
+    loop = asyncio.new_event_loop()
+    assert loop.run_until_complete(anext(stream)) == "a"
+    for task in asyncio.all_tasks(loop):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # as it would have to be
+    loop.close()
+    assert asyncio.run(Agent(llm=abc, db=database, session_id="s").achat("on")) == "abc"
+    database.sync.close()
+
+
 @pytest.mark.asyncio
 async def test_model_waits_for_the_consumer(database: Database) -> None:
     """A model is not run ahead of who reads its answer."""
@@ -509,6 +522,40 @@ def test_exit_with_a_half_read_stream(tmp_path: Path) -> None:
     assert (process.returncode, out, error) == (0, "0  1 \n", "")
     database = db(f"sqlite:///{tmp_path}/a.db")
     assert asyncio.run(part(database)) == "0 1 "
+    database.sync.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_forked_in_mid_stream(tmp_path: Path) -> None:
+    """A child that goes on with its parent's stream is told that it can't, and the parent can."""
+    process = python(f"""
+        import os
+        from agentstore import Agent, db
+        from agentstore.errors import ClosedError
+        async def llm(messages):
+            for piece in "abc":
+                yield piece
+        agent = Agent(llm=llm, db=db("sqlite:///{tmp_path}/a.db"), session_id="s")
+        stream = agent.stream("go")
+        print(next(stream), flush=True)
+        if (child := os.fork()) == 0:
+            try:
+                next(stream)
+            except ClosedError as error:
+                print(str(error).partition(":")[0], flush=True)
+            print(agent.chat("and I?"), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(*stream)
+    """)
+    try:
+        out, error = process.communicate(timeout=40)
+    finally:
+        process.kill()
+    assert (process.returncode, error) == (0, "")
+    assert out == "a\nthe event loop has ended\nabc\nb c\n"
+    database = db(f"sqlite:///{tmp_path}/a.db")
+    assert [m.text for m in asyncio.run(stored(database))] == ["go", "and I?", "abc", "abc"]
     database.sync.close()
 
 

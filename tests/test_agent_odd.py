@@ -218,6 +218,13 @@ async def test_answer_that_no_store_can_keep(database: Database) -> None:
     await go_on(database)
 
 
+@pytest.mark.parametrize("given", ["sqlite:///a.db", 7, object()])
+def test_what_is_no_database(given: Any) -> None:  # noqa: ANN401
+    """A URL in the place of a database is refused where the agent is made."""
+    with pytest.raises(ConfigurationError, match=r"make it with db\(\) or connect\(\)"):
+        Agent(llm="offline", db=given)
+
+
 # --- agents within agents
 
 

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from agentstore import ConfigurationError, Database, connect, db
+from agentstore._engine import Engine, Timeouts
 from agentstore.errors import ClosedError, DataError, StoreError, UnavailableError
 from agentstore.memory import MemoryDriver
 from agentstore.stores import Driver
@@ -308,6 +309,13 @@ async def test_limits_beyond_the_store() -> None:
         Database(memory(), limits=Limits(depth=401))
 
 
+@pytest.mark.parametrize("value", [0, -1, True, None, 1.5, "1"])
+async def test_bad_limits(value: Any) -> None:  # noqa: ANN401
+    """A limit that lets nothing through is refused by name."""
+    with pytest.raises(ConfigurationError, match=r"limits\.page is .*: give a whole number"):
+        db("memory://", limits=Limits(page=value))
+
+
 async def test_limits_refused_at_the_opening_leave_nothing_open() -> None:
     """A set-up that is refused when the stores are open closes them again."""
     first, second = memory(), Small(URL.parse("memory://"))
@@ -381,6 +389,19 @@ async def test_no_secret_is_shown() -> None:
         assert "localhost" in text
     assert "hunter2" not in f"{engine!r} {database!r}"
     assert "localhost" in engine.backend
+
+
+async def test_options_are_not_shown() -> None:
+    """An option may be a password: what holds it doesn't show it."""
+    timeouts = Timeouts(connect=1, attempt=1, operation=1)
+    engine = Engine(
+        url=URL.parse("memory://alice:hunter2@localhost/x"),
+        make=MemoryDriver,
+        options={"password": "hunter3"},
+        timeouts=timeouts,
+    )
+    assert repr(engine) == "<Engine memory://alice:***@localhost/x>"
+    assert "hunter" not in repr(engine.build)
 
 
 async def test_errors_say_which_store() -> None:

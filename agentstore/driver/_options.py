@@ -10,9 +10,7 @@ from ..errors import ConfigurationError
 from ..url import URL
 
 
-def take_options(
-    url: URL, given: Mapping[str, Any], *, known: Collection[str]
-) -> dict[str, Any]:
+def take_options(url: URL, given: Mapping[str, Any], *, known: Collection[str]) -> dict[str, Any]:
     """Join the options of a URL's query with those given in Python, which win.
 
     An unknown one is a `ConfigurationError` that names the nearest known one: a misspelt

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio
 SESSIONS = 10_000
 MESSAGES = 20_000
 
-BOUNDS = ("BEGIN", "SAVEPOINT", "RELEASE", "COMMIT")
+BOUNDS = ("BEGIN", "SAVEPOINT", "RELEASE", "COMMIT", "PRAGMA")
 
 # The keys by which rows are found. `rowid` is that of a row that was found before.
 BY_ID = "sessions (tenant=? AND session_id=?)"

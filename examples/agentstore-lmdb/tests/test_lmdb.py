@@ -284,10 +284,9 @@ async def test_exit_does_not_wait_for_the_lock(tmp_path: Path) -> None:
 import sys
 from agentstore import Message, db
 
+database = db(sys.argv[1], operation_timeout=1)
 try:
-    db(sys.argv[1], operation_timeout=1).sync.conversations.append(
-        "s", [Message(role="user", content="one")]
-    )
+    database.sync.conversations.append("s", [Message(role="user", content="one")])
 except Exception as failure:
     print(type(failure).__name__)
 """
