@@ -38,7 +38,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     schema: dict[str, Any]
     function: Callable[..., Any]
-    arguments: type[msgspec.Struct]
+    decoder: msgspec.json.Decoder[Any]
 
     async def call(self, arguments: str) -> str:
         """Call the function with the JSON that a model wrote, and return the text for the model.
@@ -52,7 +52,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         """
         try:
             # Some models write nothing at all where a function takes nothing.
-            decoded = msgspec.json.decode(arguments or "{}", type=self.arguments)
+            decoded = self.decoder.decode(arguments or "{}")
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
             return f"Error: {self.name} can't take these arguments: {error}"
         try:
@@ -96,7 +96,10 @@ def tool(function: Callable[..., Any]) -> Tool:
     if documentation := inspect.getdoc(function):
         described["description"] = " ".join(documentation.split("\n\n")[0].split())
     schema = {"type": "function", "function": described}
-    return Tool(name=name, schema=schema, function=function, arguments=arguments)
+    # Made once and here: two threads that decode into a new type at once crash the interpreter
+    # (msgspec 0.22).
+    decoder = msgspec.json.Decoder(arguments)
+    return Tool(name=name, schema=schema, function=function, decoder=decoder)
 
 
 def toolset(functions: Iterable[Callable[..., Any]]) -> dict[str, Tool]:

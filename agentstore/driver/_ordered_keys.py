@@ -30,8 +30,9 @@ Thus ids sort exactly by their bytes, and no key has more than 305 of them.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -131,10 +132,19 @@ class Batch:
                 self._tx.put(key, value)
 
 
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+_making = threading.Lock()
+
+
 def parse(text: bytes, kind: type[T]) -> T:
     """Read what `Batch.put` wrote; `DataError` where it is damaged."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        # Two threads that decode into a new type at once crash the interpreter (msgspec 0.22).
+        with _making:
+            decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
     try:
-        return msgspec.json.decode(text, type=kind)
+        return cast("T", decoder.decode(text))
     except msgspec.DecodeError:
         raise DataError(f"a stored {kind.__name__} is damaged: it is not readable") from None
 
