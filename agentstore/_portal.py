@@ -59,11 +59,18 @@ class Portal:
         Ctrl-C cancels it, and is raised once it has ended or two seconds have passed.
         """
         box: queue.SimpleQueue[asyncio.Task[T]] = queue.SimpleQueue()
-        cancel = self._begin(lambda: function(*args, **kwargs), box.put)
+        begin, cancel = self._work(lambda: function(*args, **kwargs), box.put)
         try:
-            return _receive(box, cancel).result()
+            begin()
+            task = box.get()
+        except BaseException:  # Ctrl-C, or what another signal handler raised
+            cancel()
+            _last(box, CANCEL_SECONDS)
+            raise
+        try:
+            return task.result()
         finally:
-            del cancel  # or an error, its traceback and its task keep each other alive
+            del begin, cancel, task  # or an error and its task keep each other alive
 
     async def call(
         self, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
@@ -76,11 +83,12 @@ class Portal:
         if asyncio.get_running_loop() is self._loop:
             return await function(*args, **kwargs)
         box: _Mailbox[asyncio.Task[T]] = _Mailbox()
-        cancel = self._begin(lambda: function(*args, **kwargs), box.send)
+        begin, cancel = self._work(lambda: function(*args, **kwargs), box.send)
+        begin()
         try:
             return (await _areceive(box, cancel)).result()
         finally:
-            del cancel
+            del begin, cancel
 
     def iterate(
         self, function: Callable[P, AsyncGenerator[T, None]], /, *args: P.args, **kwargs: P.kwargs
@@ -91,21 +99,29 @@ class Portal:
         """
         box: queue.SimpleQueue[tuple[T] | asyncio.Task[None]] = queue.SimpleQueue()
         wanted: asyncio.Queue[bool] = asyncio.Queue()
-        cancel = self._begin(lambda: _pump(function(*args, **kwargs), box.put, wanted), box.put)
-        more = partial(self._loop.call_soon_threadsafe, wanted.put_nowait, _MORE)
-        item = _receive(box, cancel)
-        while not isinstance(item, asyncio.Task):
-            try:
+        begin, cancel = self._work(
+            lambda: _pump(function(*args, **kwargs), box.put, wanted), box.put
+        )
+        try:
+            begin()
+            while not isinstance(item := box.get(), asyncio.Task):
                 yield item[0]
-            except BaseException:
-                if self._thread.is_alive():  # not at the very end, nor in a forked child
-                    self._loop.call_soon_threadsafe(wanted.put_nowait, _ENOUGH)
-                    # The garbage collector closes a lost iterator in any thread, even in this one.
-                    if threading.current_thread() is not self._thread:
-                        cast("asyncio.Task[None]", _receive(box, cancel)).result()
-                raise
-            self._check_alive()
-            item = _receive(box, cancel, more)
+                self._check_alive()
+                self._loop.call_soon_threadsafe(wanted.put_nowait, _MORE)
+        except GeneratorExit:
+            if self._thread.is_alive():  # not at the very end, nor in a forked child
+                cancel()
+                # The garbage collector closes a lost iterator in any thread, even in this one.
+                if threading.current_thread() is not self._thread:
+                    ended = _last(box, timeout=None)
+                    if ended is not None and not ended.cancelled():
+                        ended.result()
+            raise
+        except BaseException:  # Ctrl-C may come anywhere above
+            if self._thread.is_alive():
+                cancel()
+                _last(box, CANCEL_SECONDS)
+            raise
         item.result()
 
     async def aiterate(
@@ -122,7 +138,10 @@ class Portal:
             return
         box: _Mailbox[tuple[T] | asyncio.Task[None]] = _Mailbox()
         wanted: asyncio.Queue[bool] = asyncio.Queue()
-        cancel = self._begin(lambda: _pump(function(*args, **kwargs), box.send, wanted), box.send)
+        begin, cancel = self._work(
+            lambda: _pump(function(*args, **kwargs), box.send, wanted), box.send
+        )
+        begin()
         while not isinstance(item := await _areceive(box, cancel), asyncio.Task):
             try:
                 yield item[0]
@@ -163,15 +182,19 @@ class Portal:
         self._close()
         # Who still waits is a daemon thread, about to freeze: woken, it would only complain.
         self._silent = True
-        self._begin(self._end, lambda _: None)
+        begin, _ = self._work(self._end, lambda _: None)
+        begin()
         self._thread.join(CANCEL_SECONDS)
 
-    def _begin(
+    def _work(
         self,
         start: Callable[[], Coroutine[Any, Any, T]],
         ended: Callable[[asyncio.Task[T]], object],
-    ) -> Callable[[], object]:
-        """Start a task on the loop; return what cancels it."""
+    ) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Prepare a task on the loop; return what begins it, and what cancels it at any time.
+
+        They are two, because Ctrl-C may come while the one wakes the loop: the task is far on then.
+        """
         thread = threading.current_thread()
         if thread is self._thread:
             raise ConfigurationError(
@@ -179,7 +202,6 @@ class Portal:
             )
         self._check_alive()
         self._callers.add(thread)
-        coroutine = start()
         tasks: list[asyncio.Task[T]] = []
 
         def begin() -> None:  # runs in a copy of the caller's context, which the task inherits
@@ -190,13 +212,9 @@ class Portal:
             for task in tasks:
                 task.cancel()
 
-        try:
-            self._loop.call_soon_threadsafe(begin)
-        except KeyboardInterrupt:
-            # It wakes the loop up, which may be far on with the task before this thread is.
-            self._loop.call_soon_threadsafe(cancel)
-            raise
-        return partial(self._loop.call_soon_threadsafe, cancel)
+        coroutine = start()
+        call = self._loop.call_soon_threadsafe
+        return partial(call, begin), partial(call, cancel)
 
     def _check_alive(self) -> None:
         if not self._thread.is_alive():
@@ -216,7 +234,8 @@ class Portal:
     def _close(self) -> None:
         if self._closers:
             ended = threading.Event()
-            self._begin(self._run_closers, lambda _: ended.set())
+            begin, _ = self._work(self._run_closers, lambda _: ended.set())
+            begin()
             ended.wait(EXIT_SECONDS + CANCEL_SECONDS)  # not for ever: the loop may be blocked
 
     async def _run_closers(self) -> None:
@@ -227,6 +246,8 @@ class Portal:
             task = self._loop.create_task(close())
             names[task] = repr(close)
             await asyncio.wait([task], timeout=min(TURN_SECONDS, end - self._loop.time()))
+        if not names:  # what was to be closed was forgotten meanwhile
+            return
         _, late = await asyncio.wait(names, timeout=end - self._loop.time())
         for task in late:
             _log.warning("gave up %s after %g seconds", names[task], EXIT_SECONDS)
@@ -248,21 +269,13 @@ class _Mailbox(asyncio.Queue[T]):
         self._home.call_soon_threadsafe(self.put_nowait, item)
 
 
-def _receive(
-    box: queue.SimpleQueue[T], cancel: Callable[[], object], ask: Callable[[], object] | None = None
-) -> T:
-    """Ask for something, and block until the task sends it; what comes last is the task itself."""
-    try:
-        if ask is not None:
-            # Here, because Ctrl-C may come before this thread is back from waking the loop.
-            ask()
-        return box.get()
-    except BaseException:  # Ctrl-C, or what another signal handler raised
-        cancel()
-        with contextlib.suppress(queue.Empty):
-            while not isinstance(box.get(timeout=CANCEL_SECONDS), asyncio.Task):
-                pass
-        raise
+def _last(box: queue.SimpleQueue[Any], timeout: float | None) -> asyncio.Task[Any] | None:
+    """Block until the task itself is sent, or until nothing has come for so many seconds."""
+    item = None
+    with contextlib.suppress(queue.Empty):
+        while not isinstance(item, asyncio.Task):
+            item = box.get(timeout=timeout)
+    return item
 
 
 async def _areceive(box: asyncio.Queue[T], cancel: Callable[[], object]) -> T:

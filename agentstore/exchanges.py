@@ -51,8 +51,9 @@ def answers(messages: Sequence[Message]) -> dict[int, int | None]:
         call = answer(message)
         if call is not None:
             found[place] = made.get(call)
-        for made_here in calls(message):
-            made[made_here] = place
+        if message.tool_calls or message.extra:
+            for made_here in calls(message):
+                made[made_here] = place
     return found
 
 
