@@ -7,7 +7,8 @@ What all of them can keep goes through; the rest is a `DataError` everywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, get_args
 
@@ -66,10 +67,7 @@ def cursor(value: object) -> str | None:
 def _text(value: object, name: str, limit: int) -> str:
     if not isinstance(value, str):
         raise DataError(f"{name} is {type(value).__name__}, and has to be text")
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError:
-        raise DataError(f"{name} has half of a surrogate pair, which no store can keep") from None
+    size = len(_utf8(value.encode, name))
     if size > limit:
         raise DataError(f"{name} has {size} bytes: {limit} is the most")
     if "\0" in value:
@@ -147,7 +145,7 @@ def _message(given: object, name: str, limits: Limits) -> Message:
     _check_extra(message.extra, f"{name}.extra", limits)
     if message.tokens is not None:
         count(message.tokens, f"{name}.tokens", least=0)
-    _check_size(_encoded_body(message, name), name, limits.message)
+    _check_size(_utf8(lambda: encode_body(message), name), name, limits.message)
     return msgspec.structs.replace(
         message,
         id=message_id,
@@ -227,17 +225,14 @@ def _check_items(value: list[Any] | dict[Any, Any], name: str, depth: int) -> No
 
 
 def _encoded(value: object, name: str) -> bytes:
-    try:
-        return _encoder.encode(value)
-    except UnicodeEncodeError:
-        raise DataError(f"{name} has half of a surrogate pair, which no store can keep") from None
+    return _utf8(lambda: _encoder.encode(value), name)
 
 
-def _encoded_body(message: Message, name: str) -> bytes:
-    try:
-        return encode_body(message)
-    except UnicodeEncodeError:
-        raise DataError(f"{name} has half of a surrogate pair, which no store can keep") from None
+def _utf8(encode: Callable[[], bytes], name: str) -> bytes:
+    with suppress(UnicodeEncodeError):
+        return encode()
+    # Raised out here, because the suppressed error holds the whole text, and would be our context.
+    raise DataError(f"{name} has half of a surrogate pair, which no store can keep")
 
 
 def _check_size(encoded: bytes, name: str, limit: int) -> None:

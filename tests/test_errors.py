@@ -10,9 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from agentstore import errors
+from agentstore import connect, errors
 from agentstore.driver import translated
-from agentstore.errors import AgentStoreError, ConfigurationError, DeadlineError, StoreError
+from agentstore.errors import (
+    AgentStoreError,
+    ConfigurationError,
+    DataError,
+    DeadlineError,
+    StoreError,
+)
 
 TREE = {
     name: value
@@ -108,3 +114,15 @@ async def test_translation_for_debugging() -> None:
             work(), failures=(KeyError,), translate=lambda _: StoreError("it failed"), debug=True
         )
     assert isinstance(raised.value.__cause__, KeyError)
+
+
+@pytest.mark.asyncio
+async def test_refused_text_is_not_kept() -> None:
+    """An error about a text that can't be stored doesn't hold the text, however it is looked at."""
+    async with connect("memory://") as database:
+        with pytest.raises(DataError) as raised:
+            await database.conversations.append(
+                "s", [{"role": "user", "content": "secret words \ud800"}]
+            )
+    assert raised.value.__context__ is None
+    assert raised.value.__cause__ is None
