@@ -349,10 +349,15 @@ class SQLConversations:
                 next_seq=max(session.next_seq, last_seq + 1),
                 last_seq=last_seq,
                 message_count=session.message_count + len(rows),
-                updated_at=session.touched,
-                expires_at=expires_at,
             ),
         )
+        if (session.touched, expires_at) != (session.updated_at, session.expires_at):
+            self._statements.touch.run(
+                connection,
+                session=session.pk,
+                updated_at=session.touched,
+                expires_at=expires_at,
+            )
 
     def _set_ends(self, connection: Connection, session: SessionRow) -> None:
         self._statements.set_ends.run(
@@ -361,6 +366,4 @@ class SQLConversations:
             next_seq=session.next_seq,
             last_seq=session.last_seq,
             message_count=session.message_count,
-            updated_at=session.updated_at,
-            expires_at=session.expires_at,
         )

@@ -75,9 +75,12 @@ class Statements:
                 next_seq=p("next_seq"),
                 last_seq=p("last_seq"),
                 message_count=p("message_count"),
-                updated_at=p("updated_at"),
-                expires_at=p("expires_at"),
             )
+        )
+        # Apart from the ends, because these are in indexes: SQLite writes an index again with every
+        # change of its columns, to the same values too.
+        self.touch = self._ready(
+            change.values(updated_at=p("updated_at"), expires_at=p("expires_at"))
         )
         self.set_words = self._ready(
             change.values(

@@ -260,6 +260,17 @@ async def test_a_turn_is_one_transaction(driver: SQLiteDriver) -> None:
     assert bounds == ["BEGIN IMMEDIATE", "SAVEPOINT job", "RELEASE job", "COMMIT"]
 
 
+async def test_an_append_leaves_the_listings_alone(driver: SQLiteDriver) -> None:
+    """What is in an index is written when it changes: once a minute, or with the expiry."""
+    statements = await traced(driver)
+    conversations = driver.conversations("")
+    await conversations.append("big", [say("one")])
+    assert [s for s in statements if s.startswith("UPDATE") and "updated_at" in s] == []
+    statements.clear()
+    await conversations.append("big", [say("two")], ttl=60)
+    assert len([s for s in statements if s.startswith("UPDATE") and "expires_at" in s]) == 1
+
+
 async def test_a_read_writes_nothing(driver: SQLiteDriver) -> None:
     """A window is one statement in a transaction that only reads."""
     statements = await traced(driver)
