@@ -24,12 +24,6 @@ _DISTRIBUTIONS = MappingProxyType(
         "postgres": "agentstore-sql[postgresql]",
         "mysql": "agentstore-sql[mysql]",
         "mariadb": "agentstore-sql[mysql]",
-        "redis": "agentstore-redis",
-        "rediss": "agentstore-redis",
-        "mongodb": "agentstore-mongodb",
-        "clickhouse": "agentstore-clickhouse",
-        "clickhouses": "agentstore-clickhouse",
-        "chdb": "agentstore-clickhouse",
         "json": "agentstore-json",
     }
 )

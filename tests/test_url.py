@@ -78,7 +78,7 @@ async def test_none_of_connect() -> None:
     [
         ("sqlit", r"did you mean sqlite://\?"),
         ("postgresql", r'pip install "agentstore-sql\[postgresql\]"'),
-        ("redis", 'pip install "agentstore-redis"'),
+        ("redis", "installed are .*sqlite"),
         ("mysql+asyncmy", r'pip install "agentstore-sql\[mysql\]"'),
         ("zzz", "installed are .*memory"),
     ],
