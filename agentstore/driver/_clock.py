@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 TOUCH_INTERVAL = 60 * 1_000_000
 """How far a session's indexed `updated_at` may lag, in microseconds.
 
-Touching it with every message would move the session in its index each time: measured on
-PostgreSQL, not one update then stays within its page.
+Touching it with every message would move the session in its index each time, and on PostgreSQL no
+update would stay within its page.
 """
 
 TOMBSTONE_AGE = 24 * 3600 * 1_000_000

@@ -25,7 +25,7 @@ class Deadline(Wrapper):
     """Gives each call `attempt` seconds, and opening the store `connect` seconds.
 
     `asyncio.timeout` waits until the cancelled call has ended, and clients take their time over
-    that: three seconds were measured for a deadline of one. Here the call is a task of its own,
+    that: a deadline of one second may take three. Here the call is a task of its own,
     cancelled and left alone.
     """
 
