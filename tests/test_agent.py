@@ -22,9 +22,9 @@ pytestmark = pytest.mark.asyncio
 JSON = dict[str, Any]
 
 
-@pytest_asyncio.fixture(params=["sqlite", "memory"])
+@pytest_asyncio.fixture(params=["sqlite", "memory", "json", "lmdb"])
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/a.db"
+    url = "memory://" if request.param == "memory" else f"{request.param}:///{tmp_path}/store"
     async with connect(url) as opened:
         yield opened
 
